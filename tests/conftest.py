@@ -33,6 +33,12 @@ def run_config() -> Callable[[str], RunConfig]:
 
 
 @pytest.fixture(scope="session")
+def run_config_of() -> Callable[[str, str], RunConfig]:
+    """The configuration of a task with a method, by their names."""
+    return lambda task, method: load_run(task, method, CONFIG_FOLDERS)
+
+
+@pytest.fixture(scope="session")
 def make_header() -> Callable[..., Header]:
     """A header of a kind, of task "tiny" unless said."""
 

@@ -47,6 +47,7 @@ def command_of(stage: str) -> list[str]:
         "block": [],
         "initialise": [run.initialise_options()],
         "collect": [run.collect_options(2), "--task test-pendulum"],
+        "trigger": [run.trigger_options()],
         "phase1": [run.phase1_options()],
         "phase2": [run.phase2_options()],
         "rollout": [run.rollout_options(2)],
@@ -58,10 +59,13 @@ def command_of(stage: str) -> list[str]:
         "block": f"--shards {data} --output out/block.h5",
         "initialise": f"--data {run.real_data(0)[0]} --output out/policy.safetensors",
         "collect": f"--policy {run.previous_policy(2)[0]} --previous {run.previous_shard(2)[0]} --output out/shard.h5",
-        "phase1": f"--data {data} --previous-model {run.model(1)} --output out/model.safetensors --metrics out/m.json",
-        "phase2": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-model {run.model(1)} "
+        "trigger": f"--data {data} --output out/trigger.json --previous-models {run.models(1)[0]} "
+        "--previous-trigger bad/trigger.json",
+        "phase1": f"--data {data} --previous-models {run.models(1)[0]} "
+        "--output out/model.safetensors --metrics out/m.json",
+        "phase2": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-models {run.models(1)[0]} "
         f"--model-mle {OF_USBPO}/00002/model-mle.safetensors --output out/model.safetensors --metrics out/m.json",
-        "rollout": f"--data {data} --model {run.model(2)} --policy {run.previous_policy(2)[0]} "
+        "rollout": f"--data {data} --models {run.models(2)[0]} --policy {run.previous_policy(2)[0]} "
         "--output out/rollouts.h5 --metrics out/m.json",
         "policy": f"--data {data} --rollouts {run.model_data(2)[0]} --previous-policy {run.previous_policy(2)[0]} "
         "--output out/policy.safetensors --metrics out/m.json",
@@ -91,8 +95,10 @@ def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         hopper = [*("--task", "Hopper"), *("--environment", "Hopper-v5"), *("--steps", "30"), *("--cycle", "0")]
         seed_1 = replaced(replaced(command_of("collect"), "--policy"), "--previous")
-        phase1 = replaced(replaced(command_of("phase1"), "--previous-model"), "--metrics", "out/m.json")
+        phase1 = replaced(replaced(command_of("phase1"), "--previous-models"), "--metrics", "out/m.json")
+        first_check = replaced(replaced(command_of("trigger"), "--previous-models"), "--previous-trigger")
         for words in [
+            replaced(replaced(first_check, "--cycle", "1"), "--output", "bad/trigger.json"),
             ["collect", "--output", "bad/hopper.h5", "--seed", "0", *hopper],
             replaced(
                 replaced(command_of("initialise"), "--data", "bad/hopper.h5"),
@@ -221,7 +227,21 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         (f"{SHARD} bad/seed-1.h5", f"00001.h5: its seed is 0, but .*seed-1.h5.* 1{ONE_RUN}"),
         (MODEL, NOT_HDF5),
     ],
-    ("phase1", "--previous-model"): [
+    ("trigger", "--previous-trigger"): [
+        ("none.json", NO_FILE),
+        (SHARD, "not a JSON file .*; delete it and run again"),
+        (f"{OF_USBPO}/00002/phase1.json", "its cycle is 2, but 1 is asked for; give files of one run"),
+        (f"{OF_USBPO}/00001/phase1.json", "it holds no state of a trigger; delete it and run again"),
+    ],
+    ("trigger", "--previous-models"): [
+        ("", "no file from here on holds a model; give more of the run's files"),
+        ("bad/hopper-model.safetensors", OF_HOPPER),
+    ],
+    ("phase1", "--trigger"): [
+        ("bad/trigger.json", "its cycle is 1, but 2 is asked for; give files of one run"),
+        (f"{OF_USBPO}/00002/phase1.json", "it holds no verdict of a trigger; delete it and run again"),
+    ],
+    ("phase1", "--previous-models"): [
         ("bad/cut-model.safetensors", CUT),
         ("bad/hopper-model.safetensors", OF_HOPPER),
         ("bad/wide-model.safetensors", TOO_WIDE),
@@ -239,7 +259,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("phase2", "--model-mle"): [
         ("bad/wide-model.safetensors", "hidden_size is 16, but 24 is expected; give the checkpoint of this task and"),
     ],
-    ("phase2", "--previous-model"): [("bad/seed-1-model.safetensors", OF_SEED_1)],
+    ("phase2", "--previous-models"): [("bad/seed-1-model.safetensors", OF_SEED_1)],
     ("phase2", "--rollouts"): [
         ("bad/cut-rollouts.h5", CUT),
         (POLICY, NOT_HDF5),
@@ -249,7 +269,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value")
     ],
     ("phase2", "--learning-rate"): [("1e30", "fine-tuning diverged, .*; lower phase2.learning_rate")],
-    ("rollout", "--model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
+    ("rollout", "--models"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
     ("rollout", "--policy"): [("bad/seed-1-policy.safetensors", OF_SEED_1)],
     ("rollout", "--termination"): [("hoper", "unknown termination 'hoper'; known are .*hopper")],
     ("policy", "--previous-policy"): [("bad/wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],

@@ -82,7 +82,7 @@ def test_a_task_has_the_numbers_of_the_table(task: str, method: str) -> None:
         *(schedule.model_retain_epochs, policy.target_entropy, schedule.random_steps, schedule.epoch_steps),
         run.model.hidden_size,
     ) == TABLE[task]
-    assert schedule.schedule().cycle_steps == schedule.model_train_freq
+    assert run.cycle_steps == schedule.model_train_freq
 
 
 def test_the_methods_have_the_published_constants() -> None:
@@ -393,6 +393,10 @@ def another(name: str, field: Any) -> Any:
         "schedule.rollout_length.end_epoch": 4,
         "schedule.rollout_length.start_length": 2,
         "schedule.rollout_length.end_length": 9,
+        "schedule.model_update": "triggered",
+        "trigger.check_every": 15,
+        "trigger.reference": "previous_check",
+        "evaluate.every": 60,
         "phase1.weight_decay": [1e-5, 2e-5, 3e-5],
         "phase1.max_epochs": 9,
         "phase2.loss": "as_released",
@@ -417,9 +421,10 @@ def signature(run: Run) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for method in (run.collect_options, run.rollout_options, run.evaluate_options):
         told[method.__name__] = [method(cycle) for cycle in cycles]
-    for option in (run.initialise_options, run.phase1_options, run.phase2_options, run.policy_options):
+    options = (run.initialise_options, run.trigger_options, run.phase1_options, run.phase2_options, run.policy_options)
+    for option in options:
         told[option.__name__] = option()
-    for method in (run.model, run.model_data, run.model_data_before, run.artifacts):
+    for method in (run.models, run.trigger, run.model_data, run.model_data_before, run.artifacts):
         told[method.__name__] = [method(cycle) for cycle in cycles if cycle]
     return told
 
@@ -445,7 +450,7 @@ def test_a_method_without_phase_2_has_none() -> None:
 def command_lines(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     """The command line of every stage of the test experiment, long enough for a block."""
     folder = tmp_path_factory.mktemp("commands")
-    said = dry_run(folder, "--printshellcmds", "--config", "steps=750")
+    said = dry_run(folder, "--printshellcmds", "--config", "steps=750", "methods=[test-usbpo,test-mbpo,test-cmlo]")
     found = [
         shlex.split(line) for line in re.findall(r"^Shell command: usbpo (.*) > \S+ 2>&1$", said, flags=re.MULTILINE)
     ]
@@ -483,20 +488,21 @@ def test_stages_receive_the_values_of_the_configuration(
 ) -> None:
     checked: set[tuple[str, str]] = set()
     for stage in STAGES:
-        words = next(
-            w for w in reversed(command_lines) if w[0] == stage and (stage == "block" or "test-usbpo" in str(w))
-        )
+        method = "test-cmlo" if stage == "trigger" else "test-usbpo"
+        words = next(w for w in reversed(command_lines) if w[0] == stage and (stage == "block" or method in str(w)))
         seen = called_with(words, monkeypatch)
-        run = load_run("test-pendulum", "test-usbpo", FOLDERS)
+        run = load_run("test-pendulum", method, FOLDERS)
         own = {"initialise": ["policy"], "phase1": ["model", "phase1"], "phase2": ["phase2"], "rollout": ["rollout"]}
         for section in own.get(stage, [stage]):
             for name, value in getattr(run, section, run.evaluate).model_dump().items():
                 if name in seen:
                     assert seen[name] == value, (stage, name)
                     checked.add((section, name))
-    sections = {name: getattr(run, name) for name in ("model", "phase1", "phase2", "rollout", "policy", "evaluate")}
+    names = ("trigger", "model", "phase1", "phase2", "rollout", "policy", "evaluate")
+    run = load_run("test-pendulum", "test-usbpo", FOLDERS)
+    sections = {name: getattr(run, name) for name in names}
     every = {(section, name) for section, keys in sections.items() for name in type(keys).model_fields}
-    assert every - checked == {("policy", "updates_per_step")}
+    assert every - checked == {("policy", "updates_per_step"), ("evaluate", "every")}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -505,7 +511,7 @@ def test_parameters_of_a_stage_are_keys_files_or_identity(stage: str) -> None:
     keys = {name for section in cli.SECTIONS[stage] for name in section.model_fields}
     of_files = {name for name, p in parameters.items() if "Path" in str(p.annotation)}
     identity = {"task", "seed", "cycle"}
-    from_schedule = {"steps", "updates", "length", "on_policy_steps"}
+    from_schedule = {"steps", "updates", "length", "on_policy_steps", "retained_updates"}
     of_environment = {"environment", "environment_arguments", "termination"}
     assert set(parameters) <= keys | of_files | identity | from_schedule | of_environment
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())

@@ -61,13 +61,13 @@ def test_real_data_names_blocks_before_shards() -> None:
 
 def test_the_first_model_has_neither_predecessor_nor_phase_2() -> None:
     run = run_of()
-    assert run.previous_model(1) == []
+    assert run.previous_models(1) == []
     assert not run.fine_tunes(1)
     assert run.fine_tunes(2)
-    assert run.model(1).endswith("00001/model-mle.safetensors")
-    assert run.model(2).endswith("00002/model.safetensors")
-    assert run.previous_model(3) == [run.model(2)]
-    assert run_of("test-mbpo").model(2).endswith("00002/model-mle.safetensors")
+    assert run.models(1)[0].endswith("00001/model-mle.safetensors")
+    assert run.models(2)[0].endswith("00002/model.safetensors")
+    assert run.previous_models(3) == run.models(2)
+    assert run_of("test-mbpo").models(2)[0].endswith("00002/model-mle.safetensors")
 
 
 def test_a_method_without_phase_2_says_so_when_it_is_asked_for() -> None:
@@ -79,9 +79,9 @@ def test_a_method_without_phase_2_says_so_when_it_is_asked_for() -> None:
 
 def test_a_cycle_without_a_model_update_goes_on_with_the_last_model_and_its_rollouts() -> None:
     run = run_of(cycle_steps=10)  # the model is trained every third cycle
-    assert [cycle for cycle in range(9) if run.schedule.updates_model(cycle)] == [1, 4, 7]
-    assert run.model(6) == run.model(4)
-    assert run.previous_model(7) == [run.model(4)]
+    assert [cycle for cycle in range(9) if run.schedule.has_model_stages(cycle)] == [1, 4, 7]
+    assert run.models(6) == run.models(4)
+    assert run.previous_models(7) == run.models(4)
     # One epoch of 60 steps has two model updates, so D_model is the rollouts of the last two.
     assert [Path(path).parent.name for path in run.model_data(6)] == ["00001", "00004"]
     assert [Path(path).parent.name for path in run.model_data(7)] == ["00004", "00007"]
@@ -160,13 +160,13 @@ def test_a_longer_run_keeps_every_artifact_and_every_option_of_a_shorter_one() -
 def test_steps_may_differ_by_task() -> None:
     plan = plan_of(tasks=["test-pendulum", "Hopper"], methods=["test-mbpo"], steps={"test-pendulum": 90, "Hopper": 500})
     assert {run.task: cycles for run, cycles in plan.cycles.items()} == {"test-pendulum": 3, "Hopper": 2}
-    assert plan.targets()["Hopper/test-mbpo/seed-0"] == {"cycles": 2, "cycle_steps": 250}
+    assert plan.targets()["Hopper/test-mbpo/seed-0"] == {"cycles": 2, "cycle_steps": 250, "evaluated": 2}
 
 
 def test_the_results_are_told_each_run_with_its_length() -> None:
     assert plan_of().result_runs() == [
-        f"{USBPO}:cycles=3:cycle_steps=30:model_every=1:phase2=yes",
-        f"{MBPO}:cycles=3:cycle_steps=30:model_every=1:phase2=no",
+        f"{USBPO}:cycles=3:cycle_steps=30:model_every=1:evaluate_every=30:phase2=yes:triggered=no",
+        f"{MBPO}:cycles=3:cycle_steps=30:model_every=1:evaluate_every=30:phase2=no:triggered=no",
     ]
 
 

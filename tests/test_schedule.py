@@ -1,7 +1,7 @@
 """The schedule, worked by hand; and nothing in it depends on how long a run shall be."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import signature
 
 import pytest
@@ -11,11 +11,11 @@ from usbpo.schedule import BLOCK_SHARDS, RolloutLength, Schedule, blocks_and_sha
 
 
 def schedule_of(config: RunConfig) -> Schedule:
-    return config.schedule.schedule()
+    return config.cycles()
 
 
 def schedule(epoch_steps: int = 1000, cycle_steps: int = 250, model_train_freq: int = 250, retain: int = 1) -> Schedule:
-    return Schedule(epoch_steps, cycle_steps, model_train_freq, retain, RolloutLength(0, 0, 1, 1))
+    return Schedule(epoch_steps, cycle_steps, model_train_freq, retain, RolloutLength(0, 0, 1, 1), model_train_freq)
 
 
 TABLE = {  # G, F, a, b, x, y, retained epochs, target entropy, random steps, steps of an epoch
@@ -84,41 +84,80 @@ def test_model_data_are_the_rollouts_of_the_last_epochs(
 ) -> None:
     plan = schedule_of(run_config(task))
     for cycle, cycles in retained.items():
-        assert plan.retained(cycle) == cycles
-        assert plan.retained_before(cycle + 1) == cycles
-    assert plan.retained_before(1) == []
+        assert plan.rollout_cycles(cycle) == cycles
+    assert plan.rollout_cycles(0) == []
 
 
 def test_every_cycle_of_the_default_updates_the_model(run_config: Callable[[str], RunConfig]) -> None:
     plan = schedule_of(run_config("Hopper"))
-    assert not plan.updates_model(0)
-    assert all(plan.updates_model(cycle) for cycle in range(1, 50))
-    assert [plan.model_cycle(cycle) for cycle in range(4)] == [0, 1, 2, 3]
+    assert not plan.has_model_stages(0)
+    assert all(plan.has_model_stages(cycle) for cycle in range(1, 50))
+    assert [plan.model_cycles(cycle) for cycle in range(4)] == [[], [1], [2], [3]]
     assert plan.cycles(125_000) == 500
 
 
 def test_shorter_cycles_keep_the_model_for_a_while() -> None:
     plan = schedule(epoch_steps=1000, cycle_steps=50, model_train_freq=250)
-    assert [cycle for cycle in range(13) if plan.updates_model(cycle)] == [1, 6, 11]
-    assert [plan.model_cycle(cycle) for cycle in range(13)] == [0, 1, 1, 1, 1, 1, 6, 6, 6, 6, 6, 11, 11]
-    assert plan.retained(16) == plan.retained(20) == [1, 6, 11, 16]
-    assert plan.retained(21) == [6, 11, 16, 21]
-    assert plan.retained_before(21) == [1, 6, 11, 16]
+    assert [cycle for cycle in range(13) if plan.has_model_stages(cycle)] == [1, 6, 11]
+    in_force = [plan.model_cycles(cycle) for cycle in range(13)]
+    assert in_force == [[], [1], [1], [1], [1], [1], [6], [6], [6], [6], [6], [11], [11]]
+    assert plan.rollout_cycles(16) == plan.rollout_cycles(20) == [1, 6, 11, 16]
+    assert plan.rollout_cycles(21) == [6, 11, 16, 21]
     assert [plan.epoch(cycle) for cycle in (1, 19, 20, 39, 40)] == [0, 0, 1, 1, 2]
 
 
 def test_one_retained_rollout_and_short_cycles() -> None:
     plan = schedule(epoch_steps=250, cycle_steps=125, model_train_freq=250)
-    assert [plan.retained(cycle) for cycle in range(1, 6)] == [[1], [1], [3], [3], [5]]
+    assert [plan.rollout_cycles(cycle) for cycle in range(1, 6)] == [[1], [1], [3], [3], [5]]
 
 
 def test_model_data_never_lie_in_the_future() -> None:
     for plan in (schedule(), schedule(cycle_steps=50), schedule(1000, 500, 1000, 5), schedule(250, 125, 250, 2)):
         for cycle in range(1, 60):
-            for kept in plan.retained(cycle):
+            for kept in plan.rollout_cycles(cycle):
                 assert 1 <= kept <= cycle
-                assert plan.updates_model(kept)
-            assert all(kept < cycle for kept in plan.retained_before(cycle))
+                assert plan.has_model_stages(kept)
+
+
+def test_a_triggered_model_may_be_trained_in_any_cycle(run_config_of: Callable[[str, str], RunConfig]) -> None:
+    """Hopper: checks every 20 steps, a training at the latest after 500, that is 25 cycles."""
+    plan = schedule_of(run_config_of("Hopper", "cmlo"))
+    assert (plan.cycle_steps, plan.triggered, plan.longest_interval) == (20, True, 500)
+    assert not plan.has_model_stages(0)
+    assert all(plan.has_model_stages(cycle) for cycle in range(1, 60))
+    assert plan.model_cycles(1) == [1]
+    assert plan.model_cycles(30) == list(range(6, 31)), "a training in each stretch of 25 cycles"
+    assert plan.retained_updates == 4, "D_model holds as many updates as one epoch of MBPO's"
+    assert plan.rollout_cycles(120) == list(range(21, 121)), "the last four trainings lie within 4 · 25 cycles"
+
+
+@pytest.mark.parametrize(
+    ("task", "cycle_steps", "longest", "retained"),
+    [("Walker2d", 20, 500, 4), ("AntTruncated", 50, 500, 4), ("HumanoidTruncated", 50, 500, 5)],
+)
+def test_cmlo_has_the_check_interval_of_the_task_as_its_cycle(
+    task: str, cycle_steps: int, longest: int, retained: int, run_config_of: Callable[[str, str], RunConfig]
+) -> None:
+    plan = schedule_of(run_config_of(task, "cmlo"))
+    assert (plan.cycle_steps, plan.longest_interval, plan.retained_updates) == (cycle_steps, longest, retained)
+
+
+def test_sac_has_no_cycle_with_a_model(run_config_of: Callable[[str, str], RunConfig]) -> None:
+    plan = schedule_of(run_config_of("Hopper", "sac"))
+    assert plan.cycle_steps == 250
+    assert not any(plan.has_model_stages(cycle) for cycle in range(100))
+    assert plan.model_cycles(50) == plan.rollout_cycles(50) == []
+
+
+def test_short_cycles_are_evaluated_at_the_first_end_after_each_interval() -> None:
+    plan = replace(schedule(cycle_steps=20, model_train_freq=1000), evaluate_every=250)
+    assert [cycle * 20 for cycle in range(51) if plan.evaluates(cycle)] == [0, 260, 500, 760, 1000]
+    assert [plan.last_evaluation(cycle) for cycle in (0, 12, 13, 24, 25)] == [0, 0, 13, 13, 25]
+
+
+def test_cycles_longer_than_the_interval_are_each_evaluated() -> None:
+    plan = replace(schedule(), evaluate_every=100)
+    assert all(plan.evaluates(cycle) for cycle in range(20))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +187,8 @@ def test_blocks_and_shards_hold_each_cycle_once(cycle: int) -> None:
 def test_nothing_depends_on_the_length_of_a_run() -> None:
     """No method but the one that counts cycles knows of a total, and the object holds none."""
     assert {field.name for field in fields(Schedule)} == {
-        "epoch_steps", "cycle_steps", "model_train_freq", "model_retain_epochs", "rollout_length",
+        "epoch_steps", "cycle_steps", "model_train_freq", "model_retain_epochs", "rollout_length", "evaluate_every",
+        "has_model", "longest_interval",
     }  # fmt: skip
-    for name in ("epoch", "updates_model", "model_cycle", "rollout_steps", "retained", "retained_before"):
+    for name in ("epoch", "has_model_stages", "model_cycles", "rollout_steps", "rollout_cycles", "evaluates"):
         assert list(signature(getattr(Schedule, name)).parameters) == ["self", "cycle"]

@@ -20,6 +20,7 @@ SECTIONS: dict[str, tuple[type[config.Section], ...]] = {
     "initialise": (config.PolicyKeys,),
     "collect": (),
     "block": (),
+    "trigger": (config.TriggerKeys,),
     "phase1": (config.ModelKeys, config.Phase1Keys),
     "phase2": (config.Phase2Keys, config.Phase1Keys),
     "rollout": (config.RolloutKeys,),

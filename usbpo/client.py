@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from socket import socket as Socket
     from typing import BinaryIO
 
-STAGE_VERBS = frozenset({"initialise", "collect", "block", "phase1", "phase2", "rollout", "policy", "evaluate"})
+STAGE_VERBS = frozenset(
+    {"initialise", "collect", "block", "trigger", "phase1", "phase2", "rollout", "policy", "evaluate"}
+)
 """What the warm worker runs; the user's own verbs always run directly."""
 
 WORKER = "USBPO_WORKER"

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -22,6 +23,7 @@ from usbpo.schedule import RolloutLength, Schedule
 MBPO = "MBPO released code (jannerm/mbpo)"
 RELEASED = "USB-PO released code"
 SOFTLEARNING = "softlearning's SAC as used by MBPO"
+CMLO = "CMLO (arXiv 2210.08349)"
 OURS = "ours"
 
 TerminationName = Literal[
@@ -73,30 +75,64 @@ class ScheduleKeys(Section):
     random_steps: int = key("Real steps with uniformly random actions before the first cycle.", "steps", MBPO, ge=1)
     epoch_steps: int = key("Length of an epoch, the unit of rollout schedules and of retention.", "steps", MBPO, ge=1)
     model_train_freq: int = key("Real steps between two model updates, F.", "steps", MBPO, 250, ge=1)
-    cycle_steps: int | None = key("Real steps of one cycle; null means model_train_freq.", "steps", OURS, None, ge=1)
+    model_update: Literal["periodic", "triggered"] = key(
+        "Whether the model is updated every model_train_freq steps, or when the trigger fires.",
+        "name",
+        CMLO,
+        "periodic",
+    )
+    cycle_steps: int | None = key(
+        "Real steps of one cycle; null means model_train_freq, or trigger.check_every where the model is triggered.",
+        "steps",
+        OURS,
+        None,
+        ge=1,
+    )
     model_retain_epochs: int = key("Epochs whose rollouts make up D_model, R.", "epochs", MBPO, 1, ge=1)
     rollout_length: RolloutLengthKeys = key("Growth of the model rollouts.", "section", MBPO, RolloutLengthKeys())
 
     @model_validator(mode="after")
     def _lengths_divide(self) -> "ScheduleKeys":
-        cycle = self.cycle_steps or self.model_train_freq
-        if self.epoch_steps % cycle:
-            raise ValueError(f"cycle_steps ({cycle}) must divide epoch_steps ({self.epoch_steps})")
-        if self.model_train_freq % cycle:
-            raise ValueError(f"cycle_steps ({cycle}) must divide model_train_freq ({self.model_train_freq})")
+        if self.cycle_steps is not None:
+            _cycle_divides(self.cycle_steps, epoch_steps=self.epoch_steps)
+            if self.model_update == "periodic":
+                _cycle_divides(self.cycle_steps, model_train_freq=self.model_train_freq)
         if self.epoch_steps % self.model_train_freq:
             raise ValueError(f"model_train_freq ({self.model_train_freq}) must divide epoch_steps ({self.epoch_steps})")
         return self
 
-    def schedule(self) -> Schedule:
-        """The arithmetic of cycles that these keys define."""
-        return Schedule(
-            epoch_steps=self.epoch_steps,
-            cycle_steps=self.cycle_steps or self.model_train_freq,
-            model_train_freq=self.model_train_freq,
-            model_retain_epochs=self.model_retain_epochs,
-            rollout_length=RolloutLength(**self.rollout_length.model_dump()),
-        )
+
+def _cycle_divides(cycle_steps: int, **periods: int) -> None:
+    """Raise ValueError unless the periods, by name, are whole numbers of cycles."""
+    for name, steps in periods.items():
+        if steps % cycle_steps:
+            raise ValueError(f"cycle_steps ({cycle_steps}) must divide {name} ({steps})")
+
+
+class TriggerKeys(Section):
+    """The event trigger of the model update, where `schedule.model_update` is `triggered`."""
+
+    threshold: float = key("Training begins when the estimate S exceeds it, α.", "1", CMLO, 2.0, gt=0)
+    check_every: int = key("Real steps between two estimates, F_c.", "steps", CMLO, 50, ge=1)
+    reference: Literal["last_training", "previous_check"] = key(
+        "Which hull's volume the present one is divided by: CMLO's formula has the one at the last training, "
+        "its code the one of the previous check.",
+        "name",
+        CMLO,
+        "last_training",
+    )
+    states: int = key("States of D_env whose convex hull is measured.", "rows", CMLO, 1000, ge=10)
+    dimensions: int = key("Principal components in which the hull is taken.", "dimensions", CMLO, 3, ge=1, le=6)
+    min_steps: int = key("Real steps after a training in which the trigger does not fire.", "steps", CMLO, 150, ge=1)
+    max_steps: int = key(
+        "Real steps after a training at which the model is trained in any case.", "steps", CMLO, 500, ge=1
+    )
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> "TriggerKeys":
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"min_steps ({self.min_steps}) must not exceed max_steps ({self.max_steps})")
+        return self
 
 
 class ModelKeys(Section):
@@ -197,6 +233,9 @@ class EvaluateKeys(Section):
     """Evaluation of the deterministic policy."""
 
     episodes: int = key("Episodes of one evaluation.", "episodes", OURS, 10, ge=1)
+    every: int | None = key(
+        "On-policy steps between two evaluations; null means model_train_freq.", "steps", OURS, None, ge=1
+    )
 
 
 class RunConfig(Section):
@@ -204,21 +243,65 @@ class RunConfig(Section):
 
     environment: EnvironmentKeys = key("The environment.", "section", "table of tasks")
     schedule: ScheduleKeys = key("Lengths and frequencies.", "section", "table of tasks")
-    model: ModelKeys = key("The ensemble.", "section", MBPO, ModelKeys())
+    trigger: TriggerKeys = key("Event-triggered model updates.", "section", CMLO, TriggerKeys())
+    model: ModelKeys | None = key("The ensemble; null for methods without a model.", "section", MBPO, ModelKeys())
     phase1: Phase1Keys = key("Maximum likelihood.", "section", MBPO, Phase1Keys())
     phase2: Phase2Keys | None = key("Fine-tuning; null for methods without it.", "section", RELEASED, None)
     rollout: RolloutKeys = key("Model rollouts.", "section", MBPO, RolloutKeys())
     policy: PolicyKeys = key("Soft actor-critic.", "section", SOFTLEARNING)
     evaluate: EvaluateKeys = key("Evaluation.", "section", OURS, EvaluateKeys())
 
+    @property
+    def triggered(self) -> bool:
+        """Whether a trigger decides when the model is updated."""
+        return self.model is not None and self.schedule.model_update == "triggered"
+
+    @property
+    def cycle_steps(self) -> int:
+        """Real steps of one cycle."""
+        return self.schedule.cycle_steps or (
+            self.trigger.check_every if self.triggered else self.schedule.model_train_freq
+        )
+
+    def cycles(self) -> Schedule:
+        """The arithmetic of cycles that these keys define."""
+        keys, trigger = self.schedule, self.trigger
+        return Schedule(
+            epoch_steps=keys.epoch_steps,
+            cycle_steps=self.cycle_steps,
+            model_train_freq=keys.model_train_freq,
+            model_retain_epochs=keys.model_retain_epochs,
+            rollout_length=RolloutLength(**keys.rollout_length.model_dump()),
+            evaluate_every=self.evaluate.every or keys.model_train_freq,
+            has_model=self.model is not None,
+            # The trigger looks only every `check_every` steps.
+            longest_interval=ceil(trigger.max_steps / trigger.check_every) * trigger.check_every
+            if self.triggered
+            else None,
+        )
+
     @model_validator(mode="after")
     def _one_penalty_a_layer(self) -> "RunConfig":
-        layers = self.model.hidden_layers + 1
-        if len(self.phase1.weight_decay) != layers:
+        if self.model is not None and len(self.phase1.weight_decay) != (layers := self.model.hidden_layers + 1):
             raise ValueError(
                 f"phase1.weight_decay must have one value for each of the {layers} layers, "
                 f"but has {len(self.phase1.weight_decay)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _trigger_fits(self) -> "RunConfig":
+        if self.triggered:
+            every = {"trigger.check_every": self.trigger.check_every, "schedule.epoch_steps": self.schedule.epoch_steps}
+            _cycle_divides(self.cycle_steps, **every)
+        elif self.schedule.model_update == "triggered":
+            raise ValueError("schedule.model_update is triggered, but model is null; leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
+    def _phase2_has_a_model(self) -> "RunConfig":
+        if self.model is None and self.phase2 is not None:
+            raise ValueError("phase2 fine-tunes a model, but model is null; set phase2 to null as well")
         return self
 
 
@@ -234,6 +317,14 @@ class Experiment(Section):
     methods: list[Name] = key("Method files, config/algorithms/NAME.yaml.", "names", OURS, min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = key("Run seeds.", "integers", OURS, min_length=1)
     steps: Steps | dict[Name, Steps] = key("On-policy real steps of each run, for all tasks or by task.", "steps", OURS)
+    scale: float = key(
+        "Share of the steps and of the seeds that is run, rounded up to whole epochs and seeds.",
+        "1",
+        OURS,
+        1,
+        gt=0,
+        le=1,
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
@@ -247,9 +338,15 @@ class Experiment(Section):
                 raise ValueError(f"steps has no entry for the task {missing[0]}")
         return self
 
-    def steps_of(self, task: str) -> int:
-        """On-policy steps of a run of `task`."""
-        return self.steps[task] if isinstance(self.steps, dict) else self.steps
+    def steps_of(self, task: str, epoch_steps: int) -> int:
+        """On-policy steps of a run of `task`, whose epochs are `epoch_steps` long."""
+        steps = self.steps[task] if isinstance(self.steps, dict) else self.steps
+        return steps if self.scale == 1 else ceil(steps * self.scale / epoch_steps) * epoch_steps
+
+    @property
+    def scaled_seeds(self) -> list[int]:
+        """The seeds that are run: the first ones of `seeds`."""
+        return self.seeds[: ceil(len(self.seeds) * self.scale)]
 
 
 SCHEMAS: dict[str, type[Section]] = {"experiment": Experiment, "run": RunConfig}

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from usbpo import layout
-from usbpo.config import Experiment, RunConfig, load_experiment, load_run
+from usbpo.config import Experiment, ModelKeys, RunConfig, load_experiment, load_run
 from usbpo.errors import UsbpoError
 from usbpo.layout import five_digits
 from usbpo.report.runs import RunFiles
@@ -31,7 +31,7 @@ class Run:
     @cached_property
     def schedule(self) -> Schedule:
         """The arithmetic of this run's cycles."""
-        return self.config.schedule.schedule()
+        return self.config.cycles()
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ class Run:
 
     def fine_tunes(self, cycle: int) -> bool:
         """Whether `cycle` has a phase 2: not the first model, for which there is no D_model yet."""
-        return self.config.phase2 is not None and cycle > 1 and self.schedule.updates_model(cycle)
+        return self.config.phase2 is not None and cycle > 1 and self.schedule.has_model_stages(cycle)
 
     def real_data(self, cycle: int) -> list[str]:
         """D_env at the end of `cycle`: blocks, then shards."""
@@ -56,10 +56,10 @@ class Run:
         """The shards that a block gathers."""
         return [self.path(layout.SHARD, n) for n in shards_of_block(block)]
 
-    def model(self, cycle: int) -> str:
-        """The model in force at the end of `cycle`."""
-        trained = self.schedule.model_cycle(cycle)
-        return self.path(layout.MODEL if self.fine_tunes(trained) else layout.MODEL_MLE, trained)
+    def models(self, cycle: int) -> list[str]:
+        """The files of which the last that holds a model has the one in force at the end of `cycle`."""
+        cycles = self.schedule.model_cycles(cycle)
+        return [self.path(layout.MODEL if self.fine_tunes(c) else layout.MODEL_MLE, c) for c in cycles]
 
     def model_to_fine_tune(self, cycle: int) -> str:
         """M2 as phase 1 of `cycle` leaves it to phase 2.
@@ -71,9 +71,17 @@ class Run:
             raise UsbpoError(f"cycle {cycle} of {self.name} has no phase 2; ask for its model-mle.safetensors instead.")
         return self.path(layout.MODEL_MLE, cycle)
 
-    def previous_model(self, cycle: int) -> list[str]:
-        """M1 of `cycle`; none before the first model."""
-        return [self.model(cycle - 1)] if self.schedule.model_cycle(cycle - 1) else []
+    def previous_models(self, cycle: int) -> list[str]:
+        """M1 of `cycle`, as `models`; none before the first model."""
+        return self.models(cycle - 1)
+
+    def trigger(self, cycle: int) -> list[str]:
+        """The trigger's state at the end of `cycle`; none for a model that is updated regularly."""
+        return [self.path(layout.TRIGGER, cycle)] if cycle and self.schedule.triggered else []
+
+    def previous_trigger(self, cycle: int) -> list[str]:
+        """The trigger's state that `cycle` goes on with; none in the first cycle."""
+        return self.trigger(cycle - 1)
 
     def previous_policy(self, cycle: int) -> list[str]:
         """The policy with which `cycle` collects and rolls out; none for the random steps."""
@@ -85,11 +93,11 @@ class Run:
 
     def model_data_before(self, cycle: int) -> list[str]:
         """D_model when phase 2 of `cycle` runs."""
-        return [self.path(layout.ROLLOUTS, c) for c in self.schedule.retained_before(cycle)]
+        return self.model_data(cycle - 1)
 
     def model_data(self, cycle: int) -> list[str]:
         """D_model when the policy of `cycle` is updated."""
-        return [self.path(layout.ROLLOUTS, c) for c in self.schedule.retained(cycle)]
+        return [self.path(layout.ROLLOUTS, c) for c in self.schedule.rollout_cycles(cycle)]
 
     def collect_options(self, cycle: int) -> str:
         """Parameters of `collect`."""
@@ -100,16 +108,25 @@ class Run:
         """Parameters of `initialise`."""
         return as_options(self.config.policy, only={"hidden_layers", "hidden_size"})
 
+    def trigger_options(self) -> str:
+        """Parameters of `trigger`."""
+        return f"--steps {self.schedule.cycle_steps} {as_options(self.config.trigger)}"
+
     def phase1_options(self) -> str:
         """Parameters of `phase1`."""
-        return f"{as_options(self.config.model)} {as_options(self.config.phase1)}"
+        return f"{as_options(self._model_keys())} {as_options(self.config.phase1)}"
 
     def phase2_options(self) -> str:
         """Parameters of `phase2`; it holds out the same rows as phase 1."""
         if self.config.phase2 is None:
             raise UsbpoError(f"the method {self.method} has no phase 2; ask for model-mle.safetensors instead.")
         holdout = as_options(self.config.phase1, only={"holdout_ratio", "holdout_limit"})
-        return f"{as_options(self.config.phase2)} {holdout}"
+        return f"{as_options(self.config.phase2)} {holdout} --retained-updates {self.schedule.retained_updates}"
+
+    def _model_keys(self) -> ModelKeys:
+        if self.config.model is None:
+            raise UsbpoError(f"the method {self.method} has no model; ask for its policies and evaluations instead.")
+        return self.config.model
 
     def rollout_options(self, cycle: int) -> str:
         """Parameters of `rollout`."""
@@ -120,30 +137,49 @@ class Run:
     def policy_options(self) -> str:
         """Parameters of `policy`."""
         updates = self.config.policy.updates_per_step * self.schedule.cycle_steps
-        return f"{as_options(self.config.policy, without={'updates_per_step'})} --updates {updates}"
+        options = as_options(self.config.policy, without={"updates_per_step"})
+        return f"{options} --updates {updates} --retained-updates {self.schedule.retained_updates}"
 
     def evaluate_options(self, cycle: int) -> str:
         """Parameters of `evaluate`."""
         steps = cycle * self.schedule.cycle_steps
-        return f"{self._environment()} {as_options(self.config.evaluate)} --on-policy-steps {steps}"
+        return f"{self._environment()} {as_options(self.config.evaluate, without={'every'})} --on-policy-steps {steps}"
 
     def _environment(self) -> str:
         environment = self.config.environment
         arguments = json.dumps(environment.arguments, sort_keys=True)
         return f"--environment {shlex.quote(environment.id)} --environment-arguments {shlex.quote(arguments)}"
 
+    def files(self, cycles: int) -> RunFiles:
+        """What the results need to know of this run's files, when it has so many cycles."""
+        schedule = self.schedule
+        every = schedule.model_train_freq // schedule.cycle_steps
+        return RunFiles(
+            task=self.task,
+            method=self.method,
+            seed=self.seed,
+            cycles=cycles,
+            cycle_steps=schedule.cycle_steps,
+            model_every=0 if not schedule.has_model else 1 if schedule.triggered else every,
+            evaluate_every=schedule.evaluate_every,
+            phase2=self.config.phase2 is not None,
+            triggered=schedule.triggered,
+        )
+
     def artifacts(self, cycle: int) -> list[str]:
         """Everything that `cycle` leaves behind."""
-        templates = [layout.SHARD, layout.POLICY, layout.EVALUATION]
+        templates = [layout.SHARD, layout.POLICY]
+        if self.schedule.evaluates(cycle):
+            templates.append(layout.EVALUATION)
         if cycle:
             templates.append(layout.POLICY_METRICS)
-        if self.schedule.updates_model(cycle):
+        if self.schedule.has_model_stages(cycle):
             templates += [layout.MODEL_MLE, layout.PHASE1_METRICS, layout.ROLLOUTS, layout.ROLLOUT_METRICS]
         if self.fine_tunes(cycle):
             templates += [layout.MODEL, layout.PHASE2_METRICS]
         block = completed_block(cycle)
         blocks = [] if block is None else [self.path(layout.BLOCK, block)]
-        return [self.path(template, cycle) for template in templates] + blocks
+        return [self.path(template, cycle) for template in templates] + self.trigger(cycle) + blocks
 
 
 class Plan:
@@ -164,7 +200,7 @@ class Plan:
         self.cycles: dict[Run, int] = {}
         for task in self.experiment.tasks:
             for method in self.experiment.methods:
-                for seed in self.experiment.seeds:
+                for seed in self.experiment.scaled_seeds:
                     run = self.run(task, method, seed)
                     self.cycles[run] = self._cycles(run, source)
 
@@ -173,7 +209,8 @@ class Plan:
         return Run(task, method, seed, load_run(task, method, self.folders))
 
     def _cycles(self, run: Run, source: str) -> int:
-        steps, cycle_steps = self.experiment.steps_of(run.task), run.schedule.cycle_steps
+        steps = self.experiment.steps_of(run.task, run.schedule.epoch_steps)
+        cycle_steps = run.schedule.cycle_steps
         if steps % cycle_steps:
             raise UsbpoError(
                 f"{source}: steps ({steps}) must be a multiple of the {cycle_steps} steps of a cycle of "
@@ -201,9 +238,14 @@ class Plan:
         ]
 
     def targets(self) -> dict[str, dict[str, int]]:
-        """For each run by name, how many cycles it shall have and how many steps a cycle has."""
+        """For each run by name: how many cycles it shall have, of how many steps, and the last with an evaluation."""
         return {
-            run.name: {"cycles": cycles, "cycle_steps": run.schedule.cycle_steps} for run, cycles in self.cycles.items()
+            run.name: {
+                "cycles": cycles,
+                "cycle_steps": run.schedule.cycle_steps,
+                "evaluated": run.schedule.last_evaluation(cycles),
+            }
+            for run, cycles in self.cycles.items()
         }
 
     def result_inputs(self) -> list[str]:
@@ -212,20 +254,7 @@ class Plan:
 
     def result_runs(self) -> list[str]:
         """The runs as `usbpo results --runs` takes them."""
-        return [
-            str(
-                RunFiles(
-                    task=run.task,
-                    method=run.method,
-                    seed=run.seed,
-                    cycles=cycles,
-                    cycle_steps=run.schedule.cycle_steps,
-                    model_every=run.schedule.model_train_freq // run.schedule.cycle_steps,
-                    phase2=run.config.phase2 is not None,
-                )
-            )
-            for run, cycles in self.cycles.items()
-        ]
+        return [str(run.files(cycles)) for run, cycles in self.cycles.items()]
 
 
 def as_options(section: BaseModel, only: set[str] | None = None, without: set[str] | None = None) -> str:

@@ -5,7 +5,7 @@ run changes nothing of what is there already.
 """
 
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 
 BLOCK_SHARDS = 25
 """Shards of real data that are gathered into one block file (`docs/design.md`)."""
@@ -40,6 +40,11 @@ class Schedule:
     model_train_freq: int
     model_retain_epochs: int
     rollout_length: RolloutLength
+    evaluate_every: int
+    """On-policy steps between two evaluations"""
+    has_model: bool = True
+    longest_interval: int | None = None
+    """For an event-triggered model: most steps between two model updates. The other models are updated regularly."""
 
     def cycles(self, steps: int) -> int:
         """Number of cycles in `steps` on-policy steps."""
@@ -49,31 +54,63 @@ class Schedule:
         """Epoch (from 0) that the steps seen at the end of `cycle` have reached, as MBPO counts when it rolls out."""
         return cycle * self.cycle_steps // self.epoch_steps
 
-    def updates_model(self, cycle: int) -> bool:
-        """Whether `cycle` trains the model: the first one does, then one in every `model_train_freq` steps."""
-        return cycle >= 1 and (cycle - 1) % (self.model_train_freq // self.cycle_steps) == 0
+    @property
+    def triggered(self) -> bool:
+        """Whether a trigger decides, in every cycle, if the model is updated."""
+        return self.has_model and self.longest_interval is not None
 
-    def model_cycle(self, cycle: int) -> int:
-        """The latest cycle up to `cycle` that trained the model; 0 is the untrained one."""
-        if cycle < 1:
-            return 0
-        every = self.model_train_freq // self.cycle_steps
-        return (cycle - 1) // every * every + 1
+    def evaluates(self, cycle: int) -> bool:
+        """Whether the policy is evaluated at the end of `cycle`."""
+        return evaluates(cycle, self.cycle_steps, self.evaluate_every)
+
+    def last_evaluation(self, cycle: int) -> int:
+        """The latest cycle up to `cycle` that ends with an evaluation."""
+        return next(c for c in range(cycle, -1, -1) if self.evaluates(c))
+
+    def has_model_stages(self, cycle: int) -> bool:
+        """Whether `cycle` has the stages of the model.
+
+        The first cycle does, then one in every `model_train_freq` steps. A triggered model has them in every cycle;
+        where the trigger does not fire they leave files that say so.
+        """
+        if not self.has_model or cycle < 1:
+            return False
+        return self.triggered or (cycle - 1) % self._cycles_between_updates == 0
+
+    def model_cycles(self, cycle: int) -> list[int]:
+        """The cycles of which the last that trained the model left the one in force at the end of `cycle`."""
+        return self._last_with_model_stages(cycle, 1)
+
+    def rollout_cycles(self, cycle: int) -> list[int]:
+        """The cycles whose rollouts are D_model once `cycle` has rolled out: those of the last retained epochs.
+
+        Of a triggered model, which may not have rolled out in each of them, it is the last `retained_updates` that did.
+        """
+        return self._last_with_model_stages(cycle, self.retained_updates)
+
+    @property
+    def retained_updates(self) -> int:
+        """Model updates whose rollouts make up D_model: as many as the retained epochs have regularly."""
+        return self.model_retain_epochs * self.epoch_steps // self.model_train_freq
+
+    @property
+    def _cycles_between_updates(self) -> int:
+        """The fixed number of cycles from one model update to the next; the largest, where a trigger decides."""
+        return ceil((self.longest_interval or self.model_train_freq) / self.cycle_steps)
+
+    def _last_with_model_stages(self, cycle: int, updates: int) -> list[int]:
+        """Cycles with model stages that certainly hold the last `updates` model updates up to `cycle`."""
+        first = max(cycle - updates * self._cycles_between_updates + 1, 1)
+        return [c for c in range(first, cycle + 1) if self.has_model_stages(c)]
 
     def rollout_steps(self, cycle: int) -> int:
         """Length of the model rollouts made in `cycle`."""
         return self.rollout_length.at(self.epoch(cycle))
 
-    def retained(self, cycle: int) -> list[int]:
-        """Cycles whose rollouts are D_model once `cycle` has rolled out: those of the last retained epochs."""
-        updates = self.model_retain_epochs * self.epoch_steps // self.model_train_freq
-        every = self.model_train_freq // self.cycle_steps
-        last = self.model_cycle(cycle)
-        return [c for c in range(last - (updates - 1) * every, last + 1, every) if c >= 1]
 
-    def retained_before(self, cycle: int) -> list[int]:
-        """Cycles whose rollouts are D_model when phase 2 of `cycle` runs, that is before its own rollouts."""
-        return self.retained(cycle - 1)
+def evaluates(cycle: int, cycle_steps: int, every: int) -> bool:
+    """Whether `cycle` is 0, or the first one that has taken another `every` on-policy steps when it ends."""
+    return cycle == 0 or cycle * cycle_steps // every > (cycle - 1) * cycle_steps // every
 
 
 def blocks_and_shards(cycle: int) -> tuple[list[int], list[int]]:

@@ -76,7 +76,10 @@ def create(path: Path, header: Header) -> Iterator[h5py.File]:
 def put(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
     """Store one array, checksummed, in chunks of whole rows; a scalar has one row."""
     values = np.atleast_1d(values)  # HDF5 checksums chunks, and a scalar has none
-    chunk = (max(min(len(values), _CHUNK_ROWS), 1), *values.shape[1:])
+    if not len(values):  # nor has an array without rows
+        group.create_dataset(name, data=values, track_times=False)
+        return
+    chunk = (min(len(values), _CHUNK_ROWS), *values.shape[1:])
     group.create_dataset(name, data=values, chunks=chunk, fletcher32=True, track_times=False)
 
 
@@ -147,6 +150,39 @@ def read_all(paths: Sequence[Path], kind: str = KIND) -> tuple[Header, Transitio
     for path, header, _ in parts:
         header.same_run(path, last, last_path)
     return last, concatenate([transitions for _, _, transitions in parts])
+
+
+def read_rollouts(paths: Sequence[Path], updates: int | None = None) -> tuple[Header, Transitions]:
+    """Read D_model: the rollouts of several cycles, or of the last `updates` of them that have any.
+
+    Raises:
+        UsbpoError: as `read_all`, or there is no row.
+    """
+    if updates is not None:
+        paths = [path for path in paths if _rows(path)][-updates:]
+    header, made = read_all(paths, ROLLOUTS)
+    if not len(made):
+        raise UsbpoError(f"{paths[-1]}: it holds no model rollout; delete it and run again.")
+    return header, made
+
+
+def _rows(path: Path) -> int:
+    """The number of rollout transitions in a file."""
+    with opened(path, ROLLOUTS) as (file, _):
+        return len(file["rewards"])
+
+
+def no_transitions(obs_dim: int, act_dim: int) -> Transitions:
+    """A batch without rows: the rollouts of a cycle that left the model unchanged."""
+    return Transitions(
+        observations=np.empty((0, obs_dim), np.float32),
+        actions=np.empty((0, act_dim), np.float32),
+        rewards=np.empty(0, np.float32),
+        next_observations=np.empty((0, obs_dim), np.float32),
+        terminations=np.empty(0, np.bool_),
+        truncations=np.empty(0, np.bool_),
+        episodes=np.empty(0, np.int64),
+    )
 
 
 def read_collector(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:

@@ -208,8 +208,9 @@ class Progress:
             )
         if track.failed:
             return self._failed_in(track, track.status)
-        cycles, evaluation = track.status.cycles, track.status.evaluation
-        if cycles is not None and cycles == track.status.cycle and evaluation and cycles == evaluation.cycle:
+        cycles, evaluation, target = track.status.cycles, track.status.evaluation, self.targets.get(track.status.run)
+        evaluated = evaluation and target and evaluation.cycle >= target.last_evaluation
+        if cycles is not None and cycles == track.status.cycle and evaluated:
             return replace(track.status, state="finished", seconds_left=None)
         return replace(track.status, state="waiting", seconds_left=self._seconds_left(track, now))
 

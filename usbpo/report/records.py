@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from usbpo.errors import UsbpoError
 from usbpo.files import read_json
-from usbpo.layout import EVALUATION, PHASE1_METRICS, PHASE2_METRICS, POLICY_METRICS
+from usbpo.layout import EVALUATION, PHASE1_METRICS, PHASE2_METRICS, POLICY_METRICS, TRIGGER
 from usbpo.report.runs import RunFiles
 from usbpo.transitions import opened
 
@@ -69,6 +69,21 @@ class Phase2(Metrics):
     stopped: str
 
 
+class Trigger(Metrics):
+    """trigger.json"""
+
+    fired: bool
+    reason: str | None
+    estimate: float
+    """S, before it begins anew where the trigger fired"""
+    mean_error: float
+    volume: float | None
+    """null between two checks"""
+    steps: int
+    """Since the last training"""
+    threshold: float
+
+
 class PolicyLine(BaseModel):
     """The agent's state after some updates; what a method does not have is null."""
 
@@ -98,6 +113,8 @@ class Run:
 
     files: RunFiles
     evaluations: list[Evaluation]
+    trigger: list[Trigger]
+    """Every cycle of a triggered model"""
     phase1: list[Phase1]
     phase2: list[Phase2]
     policy: list[Policy]
@@ -109,11 +126,15 @@ def read_run(files: RunFiles, root: Path) -> Run:
     Raises:
         UsbpoError: a file is missing, damaged, or of another run; the sentence names it.
     """
+    checks = files.model_updates() if files.triggered else []
+    trigger = [_metrics(Trigger, TRIGGER, files, cycle, root) for cycle in checks]
+    held_back = {metrics.cycle for metrics in trigger if not metrics.fired}
     return Run(
         files,
         [read_evaluation(files, cycle, root) for cycle in files.evaluations()],
-        [_metrics(Phase1, PHASE1_METRICS, files, cycle, root) for cycle in files.model_updates()],
-        [_metrics(Phase2, PHASE2_METRICS, files, cycle, root) for cycle in files.fine_tunings()],
+        trigger,
+        [_metrics(Phase1, PHASE1_METRICS, files, c, root) for c in files.model_updates() if c not in held_back],
+        [_metrics(Phase2, PHASE2_METRICS, files, c, root) for c in files.fine_tunings() if c not in held_back],
         [_metrics(Policy, POLICY_METRICS, files, cycle, root) for cycle in files.policy_updates()],
     )
 

@@ -3,13 +3,16 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from usbpo.errors import UsbpoError
 from usbpo.layout import five_digits
+from usbpo.schedule import evaluates
 
 _RUN = re.compile(r"(?P<task>[^/:]+)/(?P<method>[^/:]+)/seed-(?P<seed>\d+)(?::(?P<options>.+))?")
-FORM = "TASK/METHOD/seed-N:cycles=N:cycle_steps=N[:model_every=N][:phase2=yes|no]"
+FORM = "TASK/METHOD/seed-N:cycles=N:cycle_steps=N[:model_every=N][:evaluate_every=N][:phase2=yes|no][:triggered=yes|no]"
 """How a run is written on the command line."""
+_SWITCHES = ("phase2", "triggered")
 
 FILES = (
     *("learning_curves.svg", "learning_curves.png", "final_returns.csv", "final_returns.md", "evaluations.csv"),
@@ -33,8 +36,12 @@ class RunFiles:
     """On-policy steps of one cycle."""
     model_every: int = 1
     """Cycles between two model updates, counted from cycle 1; 0 for a method without a model."""
+    evaluate_every: int = 0
+    """On-policy steps between two evaluations; 0 means those of a cycle."""
     phase2: bool = False
     """Whether the method fine-tunes the model; the first model update never does."""
+    triggered: bool = False
+    """Whether a trigger decides which of the cycles named by `model_every` update the model."""
 
     @classmethod
     def parse(cls, text: str) -> "RunFiles":
@@ -49,23 +56,24 @@ class RunFiles:
         values: dict[str, str] = {}
         for option in match["options"].split(":") if match["options"] else []:
             name, _, value = option.partition("=")
-            if name in values or not re.fullmatch(r"yes|no" if name == "phase2" else r"\d+", value):
+            if name in values or not re.fullmatch(r"yes|no" if name in _SWITCHES else r"\d+", value):
                 raise UsbpoError(f"run {text!r}: the option {option!r} cannot be used; write the run as {FORM}.")
             values[name] = value
-        phase2 = values.pop("phase2", "no") == "yes"
-        numbers = {name: int(value) for name, value in values.items()}
-        wanted, allowed = {"cycles", "cycle_steps"}, {"cycles", "cycle_steps", "model_every"}
+        switches = {name: values.pop(name) == "yes" for name in _SWITCHES if name in values}
+        numbers: dict[str, Any] = {name: int(value) for name, value in values.items()}
+        wanted, allowed = {"cycles", "cycle_steps"}, {"cycles", "cycle_steps", "model_every", "evaluate_every"}
         if not wanted <= set(numbers) <= allowed or min(numbers[name] for name in wanted) < 1:
             raise UsbpoError(
                 f"run {text!r}: cycles and cycle_steps must be given and be 1 or more; write it as {FORM}."
             )
-        return cls(match["task"], match["method"], int(match["seed"]), phase2=phase2, **numbers)
+        return cls(match["task"], match["method"], int(match["seed"]), **numbers, **switches)
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}:cycles={self.cycles}:cycle_steps={self.cycle_steps}"
-            f":model_every={self.model_every}:phase2={'yes' if self.phase2 else 'no'}"
+        numbers = "".join(
+            f":{name}={getattr(self, name)}" for name in ("cycles", "cycle_steps", "model_every", "evaluate_every")
         )
+        switches = "".join(f":{name}={'yes' if getattr(self, name) else 'no'}" for name in _SWITCHES)
+        return f"{self.name}{numbers}{switches}"
 
     @property
     def name(self) -> str:
@@ -78,14 +86,15 @@ class RunFiles:
 
     def evaluations(self) -> list[int]:
         """The cycles that end with an evaluation; 0 is the untrained policy."""
-        return list(range(self.cycles + 1))
+        every = self.evaluate_every or self.cycle_steps
+        return [cycle for cycle in range(self.cycles + 1) if evaluates(cycle, self.cycle_steps, every)]
 
     def policy_updates(self) -> list[int]:
         """The cycles that update the policy."""
         return list(range(1, self.cycles + 1))
 
     def model_updates(self) -> list[int]:
-        """The cycles that run phase 1."""
+        """The cycles that run phase 1 (of a triggered model: at most)."""
         return list(range(1, self.cycles + 1, self.model_every)) if self.model_every else []
 
     def fine_tunings(self) -> list[int]:

@@ -27,7 +27,7 @@ from usbpo.errors import UsbpoError
 from usbpo.files import read_json, write_json
 
 TARGETS_FILE = ".snakemake/usbpo-targets.json"
-"""How many cycles of which length were asked for last, by run: {"task/method/seed-N": {"cycles", "cycle_steps"}}."""
+"""How many cycles of which length were asked for last, by run: {"task/method/seed-N": {"cycles", "cycle_steps", …}}."""
 
 RECENT_CYCLES = 10
 """The time that a cycle takes is the median of this many last ones: cycles grow longer as the data grow."""
@@ -35,6 +35,7 @@ RECENT_CYCLES = 10
 STAGES: dict[str, tuple[str, ...]] = {
     "initialise": (layout.POLICY,),
     "collect": (layout.SHARD,),
+    "trigger": (layout.TRIGGER,),
     "phase1": (layout.MODEL_MLE, layout.PHASE1_METRICS),
     "phase2": (layout.MODEL, layout.PHASE2_METRICS),
     "rollout": (layout.ROLLOUTS, layout.ROLLOUT_METRICS),
@@ -64,10 +65,17 @@ class Run(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What was asked of a run: its number of cycles, and the on-policy steps of each."""
+    """What was asked of a run: its number of cycles, the on-policy steps of each, the last one with an evaluation."""
 
     cycles: int
     cycle_steps: int
+    evaluated: int | None = None
+    """None: `cycles`"""
+
+    @property
+    def last_evaluation(self) -> int:
+        """The last cycle that ends with an evaluation."""
+        return self.cycles if self.evaluated is None else self.evaluated
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,9 @@ def parse_targets(content: object) -> dict[Run, Target]:
         try:
             task, method, seed = name.split("/")
             targets[Run(task, method, int(seed.removeprefix("seed-")))] = Target(
-                int(target["cycles"]), int(target["cycle_steps"])
+                int(target["cycles"]),
+                int(target["cycle_steps"]),
+                None if target.get("evaluated") is None else int(target["evaluated"]),
             )
         except (ValueError, KeyError, TypeError):
             continue
@@ -178,7 +188,7 @@ def read_run(
     stage, stage_cycle = (working or {}).get(run, (None, None))
     if stage is not None:
         state = "at work"
-    elif asked is not None and done == asked and (root / run.path(layout.EVALUATION, asked)).is_file():
+    elif target and done == asked and (root / run.path(layout.EVALUATION, target.last_evaluation)).is_file():
         state = "finished"
     elif working is not None:
         state = "waiting"

@@ -65,6 +65,7 @@ def policy(
     real_ratio: float,
     report_every: int,
     rollouts: list[Path] | None = None,
+    retained_updates: int | None = None,
 ) -> None:
     """Update the policy.
 
@@ -77,6 +78,7 @@ def policy(
         updates: soft actor-critic updates to take.
         seed: run seed.
         cycle: number of the cycle.
+        retained_updates: how many of the files that hold rollouts are D_model, the last ones; without it all.
 
     Raises:
         UsbpoError: an input is missing, damaged, of another run or architecture, or training diverges.
@@ -92,7 +94,7 @@ def policy(
     check_architecture(previous_policy, "policy", agent.architecture, expected)
     model = None
     if rollouts:
-        rollout_header, made = transitions.read_all(rollouts, transitions.ROLLOUTS)
+        rollout_header, made = transitions.read_rollouts(rollouts, retained_updates)
         header.belongs(rollouts[-1], rollout_header)
         model = Replay(made)
 
