@@ -1,0 +1,218 @@
+"""Does it matter that the policy is fixed within a cycle? A reference loop that interleaves steps and updates.
+
+The released MBPO takes G policy updates after every real step; here a stage collects all steps of a cycle with one
+policy (docs/algorithm.md, departures). This loop does either, in one process and from the package's own stages and
+components: `--policy-every S` takes S real steps, then S·G updates, and so on. S = 1 is the released interleaving, with
+the model trained before each F steps on the data so far; S = F is the order of the stages, and gives their very tensors
+(tests/test_lag.py).
+
+    python benchmarks/lag.py --task Hopper --method mbpo --steps 3000 --policy-every 1 --output lag-1.csv
+
+Each line of the output is the end of one cycle of F steps. A lag that hurts shows as a temperature or a mean Q that
+climbs
+with S = F and not with S = 1, with the entropy away from its target, or as lower returns; compare several seeds.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from usbpo import layout, sac, transitions
+from usbpo.config import RunConfig, load_run
+from usbpo.header import Header
+from usbpo.plan import Run
+from usbpo.seeding import seed_sequence, torch_generator
+from usbpo.stages.collect import Actor, Collector, random_actor, stochastic_actor
+from usbpo.stages.evaluate import evaluate_episode
+from usbpo.stages.phase1 import phase1
+from usbpo.stages.phase2 import phase2
+from usbpo.stages.policy import Columns, Replay, draw_batch
+from usbpo.stages.rollout import rollout
+from usbpo.tasks import Simulator
+from usbpo.transitions import Transitions
+
+FOLDERS = (Path(__file__).resolve().parents[1] / "config",)
+EVALUATED = 3
+"""Evaluation episodes at the end of each cycle."""
+
+
+class Loop:
+    """A run of a periodically updated model in which the policy is refreshed every `policy_every` real steps.
+
+    The model's stages read and write files below `folder`, as in the workflow; steps and policy updates stay in memory.
+    """
+
+    def __init__(self, folder: Path, task: str, method: str, seed: int, policy_every: int, steps: int) -> None:
+        self.config: RunConfig = load_run(task, method, FOLDERS)
+        self.run, self.folder, self.seed, self.policy_every = (
+            Run(task, method, seed, self.config),
+            folder,
+            seed,
+            policy_every,
+        )
+        if (
+            self.run.schedule.cycle_steps % policy_every
+            or not self.run.schedule.has_model
+            or self.run.schedule.triggered
+        ):
+            sys.exit("lag: --policy-every must divide a cycle, and the method's model must be updated regularly.")
+        environment = self.config.environment
+        self.collector = Collector(Simulator(environment.id, environment.arguments), seed)
+        self.evaluator = Simulator(environment.id, environment.arguments)
+        sim, keys = self.collector.simulator, self.config.policy
+        architecture = sac.Architecture(sim.obs_dim, sim.act_dim, keys.hidden_layers, keys.hidden_size)
+        agent = sac.new_agent(architecture, torch_generator(seed, 0, "initialise"))
+        self.learner = sac.Learner(
+            agent,
+            learning_rate=keys.learning_rate,
+            discount=keys.discount,
+            polyak=keys.polyak,
+            target_entropy=keys.target_entropy,
+        )
+        rows = self.config.schedule.random_steps + steps
+        self.storage: Columns = (
+            torch.empty(rows, sim.obs_dim),
+            torch.empty(rows, sim.act_dim),
+            torch.empty(rows),
+            torch.empty(rows, sim.obs_dim),
+            torch.empty(rows),
+        )
+        self.rows = 0
+        self.real: Replay | None = None
+        self.model: Replay | None = None
+        self._write(0, [self._collect(self.config.schedule.random_steps, random_actor(sim.act_dim))])
+
+    def cycle(self, cycle: int) -> dict[str, Any]:
+        """One cycle; what it was like at its end."""
+        started, staged = time.perf_counter(), self.policy_every == self.run.schedule.cycle_steps
+        generator = torch_generator(self.seed, cycle, "policy")
+        actor = stochastic_actor(self.learner.actor)
+        parts: list[Transitions] = []
+        if staged:
+            parts = [self._collect(self.policy_every, actor)]
+            self._write(cycle, parts)
+        began_model = time.perf_counter()
+        found = self._update_model(cycle, cycle if staged else cycle - 1)
+        ended_model = time.perf_counter()
+        seen: dict[str, torch.Tensor] = {}
+        for _ in range(self.run.schedule.cycle_steps // self.policy_every):
+            if not staged:
+                parts.append(self._collect(self.policy_every, actor))
+            for _ in range(self.policy_every * self.config.policy.updates_per_step):
+                seen = self._update_policy(generator)
+        if not staged:
+            self._write(cycle, parts)
+        updated = time.perf_counter()
+        seeds = [int(s.generate_state(1)[0]) for s in seed_sequence(self.seed, 0, "evaluate").spawn(EVALUATED)]
+        returns = [evaluate_episode(self.evaluator, self.learner.actor, episode)[0] for episode in seeds]
+        return {
+            "step": cycle * self.run.schedule.cycle_steps,
+            "return": float(np.mean(returns)),
+            **{name: float(seen[name]) for name in ("temperature", "entropy", "q_real", "q_model", "critic_loss")},
+            **found,
+            "seconds_model": round(ended_model - began_model, 1),
+            "seconds_policy": round(updated - ended_model, 1),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+
+    def _collect(self, steps: int, actor: Actor) -> Transitions:
+        made = self.collector.collect(steps, actor)
+        rows = slice(self.rows, self.rows + steps)
+        for column, new in zip(self.storage, Replay(made).columns, strict=True):
+            column[rows] = new
+        self.rows += steps
+        if self.real is None:
+            self.real = Replay(made)
+        observations, actions, rewards, next_observations, terminations = (c[: self.rows] for c in self.storage)
+        self.real.columns = observations, actions, rewards, next_observations, terminations
+        return made
+
+    def _write(self, cycle: int, parts: list[Transitions]) -> None:
+        header = Header(transitions.KIND, self.run.task, self.seed, cycle)
+        transitions.write(self._path(layout.SHARD, cycle), header, transitions.concatenate(parts))
+
+    def _path(self, template: str, cycle: int) -> Path:
+        return self.folder / self.run.path(template, cycle)
+
+    def _update_model(self, cycle: int, last_shard: int) -> dict[str, Any]:
+        """Phase 1, phase 2 and rollouts on the shards up to `last_shard`, where the cycle has them."""
+        run, config = self.run, self.config
+        if not run.schedule.has_model_stages(cycle):
+            return {"holdout_mse": None, "epochs": 0}
+        assert config.model is not None
+        data = [self._path(layout.SHARD, n) for n in range(last_shard + 1)]
+        identity = {"seed": self.seed, "cycle": cycle}
+        previous = [self.folder / path for path in run.previous_models(cycle)]
+        metrics = self._path(layout.PHASE1_METRICS, cycle)
+        mle = self._path(layout.MODEL_MLE, cycle)
+        phase1(
+            data=data, output=mle, metrics=metrics, previous_models=previous, **identity,
+            **config.model.model_dump(), **config.phase1.model_dump(),
+        )  # fmt: skip
+        if run.fine_tunes(cycle):
+            assert config.phase2 is not None
+            phase2(
+                data=data, model_mle=mle, previous_models=previous, output=self._path(layout.MODEL, cycle),
+                rollouts=[self.folder / path for path in run.model_data_before(cycle)],
+                metrics=self._path(layout.PHASE2_METRICS, cycle), **identity, **config.phase2.model_dump(),
+                holdout_ratio=config.phase1.holdout_ratio, holdout_limit=config.phase1.holdout_limit,
+            )  # fmt: skip
+        policy = self._path(layout.POLICY, cycle - 1)
+        self.learner.agent().save(policy, Header(sac.KIND, run.task, self.seed, cycle - 1))
+        rollout(
+            data=data, models=[self.folder / path for path in run.models(cycle)], policy=policy,
+            output=self._path(layout.ROLLOUTS, cycle), metrics=self._path(layout.ROLLOUT_METRICS, cycle),
+            termination=config.environment.termination, length=run.schedule.rollout_steps(cycle),
+            batch_size=config.rollout.batch_size, **identity,
+        )  # fmt: skip
+        self.model = Replay(transitions.read_rollouts([self.folder / path for path in run.model_data(cycle)])[1])
+        said = json.loads(metrics.read_text())
+        return {"holdout_mse": float(np.mean(np.take(said["holdout_mse"], said["elites"]))), "epochs": said["epochs"]}
+
+    def _update_policy(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        assert self.real is not None
+        keys = self.config.policy
+        batch = draw_batch(self.real, self.model, keys.batch_size, int(keys.batch_size * keys.real_ratio), generator)
+        act_dim = self.learner.architecture.act_dim
+        return self.learner.update(batch, torch.randn(2, keys.batch_size, act_dim, generator=generator))
+
+
+def cycles(loop: Loop, steps: int) -> Iterator[dict[str, Any]]:
+    """What each cycle in `steps` real steps was like."""
+    for cycle in range(1, loop.run.schedule.cycles(steps) + 1):
+        yield loop.cycle(cycle)
+
+
+def main() -> None:
+    """Run the loop and write a line for each cycle."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="Hopper")
+    parser.add_argument("--method", default="mbpo")
+    parser.add_argument("--steps", type=int, default=3000, help="on-policy steps")
+    parser.add_argument("--policy-every", type=int, default=1, help="real steps between two refreshes of the policy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True, help="CSV to write")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, open(given.output, "w", newline="", encoding="utf-8") as file:
+        loop = Loop(Path(folder), given.task, given.method, given.seed, given.policy_every, given.steps)
+        writer = None
+        for line in cycles(loop, given.steps):
+            writer = writer or csv.DictWriter(file, list(line))
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(line)
+            file.flush()
+
+
+if __name__ == "__main__":
+    main()
