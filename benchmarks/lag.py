@@ -9,8 +9,7 @@ the model trained before each F steps on the data so far; S = F is the order of 
     python benchmarks/lag.py --task Hopper --method mbpo --steps 3000 --policy-every 1 --output lag-1.csv
 
 Each line of the output is the end of one cycle of F steps. A lag that hurts shows as a temperature or a mean Q that
-climbs
-with S = F and not with S = 1, with the entropy away from its target, or as lower returns; compare several seeds.
+climbs with S = F and not with S = 1, with the entropy away from its target, or as lower returns; compare several seeds.
 """
 
 import argparse
