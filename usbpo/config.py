@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from usbpo.errors import UsbpoError
 from usbpo.schedule import RolloutLength, Schedule
@@ -34,12 +34,10 @@ _FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 
 
 def _termination(name: str) -> str:
-    """Raise ValueError unless `name` is one of ours or has the form of a user's."""
+    """Refuse a name that is none of ours and has not the form of a user's."""
     if name not in get_args(TerminationName) and not re.fullmatch(_FUNCTION, name):
-        raise ValueError(
-            f"must be one of {', '.join(get_args(TerminationName))}, or module:function of your own, but is {name!r}; "
-            "mend the value"
-        )
+        known = ", ".join(get_args(TerminationName))
+        raise PydanticCustomError("literal_error", "{expected}", {"expected": f"{known}, or module:function"})
     return name
 
 
