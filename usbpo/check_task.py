@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,15 @@ LIMIT = 1000
 
 SIZES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 90.0, 110.0, 150.0, 300.0, 500.0)
 """By how much a single coordinate of a MuJoCo state is moved, in its own unit, to both sides."""
+
+NEAR = 1e-6
+"""How near to the place where a verdict changes a MuJoCo state is looked for, relative to the coordinate (or to 1).
+
+Nearer than that, an equal rule that is computed in another way may differ by rounding.
+"""
+
+ENOUGH = 20
+"""Disagreements after which no more states are looked at."""
 
 INTERRUPTIONS = (1, 4, 15, 40)
 """After how many steps an episode is interrupted."""
@@ -106,12 +117,28 @@ def check_task(file: str) -> list[Finding]:
         keys = run.environment
     except UsbpoError as error:
         found.append(Finding("keys", FAILED, str(error)))
-        try:
-            keys = EnvironmentKeys.model_validate(config.merged(layers).get("environment", {}))
-        except ValidationError:
+        usable = _usable(config.merged(layers).get("environment"))
+        if usable is None:
             return found
+        keys = usable
     with _quiet():
         return found + _Checks(keys).all()
+
+
+def _usable(section: Any) -> EnvironmentKeys | None:
+    """What a faulty configuration says of the environment, if enough to make it; a faulty termination stays in it."""
+    try:
+        return EnvironmentKeys.model_validate(section)
+    except ValidationError:
+        pass
+    if not isinstance(section, dict):
+        return None
+    of_environment = {name: section[name] for name in ("id", "arguments") if name in section}
+    try:
+        sound = EnvironmentKeys.model_validate(of_environment | {"termination": "never"})
+    except ValidationError:
+        return None
+    return sound.model_copy(update={"termination": str(section.get("termination"))})
 
 
 class _Checks:
@@ -198,21 +225,24 @@ class _Checks:
         env = self._made()
         if not isinstance(env.observation_space, Box):
             raise _NotChecked("its observation space is no box")
-        if space_faults(env):
-            judged, left_out, late = list(self._judged_without_simulator(function)), 0, 0
-        else:
-            states = _States(self._simulator(), function)
-            judged, left_out, late = list(states.all()), states.left_out, states.late
-        differing = [state for state in judged if not state.agreed]
+        states = None if space_faults(env) else _States(self._simulator(), function)
+        judged: list[_Judged] = []
+        differing: list[_Judged] = []
+        for state in states.all() if states else self._judged_without_simulator(function):
+            judged.append(state)
+            if not state.agreed:
+                differing.append(state)
+                if len(differing) == ENOUGH:
+                    break
         if differing:
             example = differing[0]
-            what = (
-                "ends the episode, the simulator does not" if example.by_function else "does not, the simulator ends it"
-            )
+            ending, other = ("function", "simulator")[:: 1 if example.by_function else -1]
+            looked_at = "the first " * (len(differing) == ENOUGH) + f"{len(judged)} states"
             raise _Fault(
-                f"{name!r} disagrees with the simulator on {len(differing)} of {len(judged)} states, for example "
-                f"{example.where}: the function {what}; mend the function."
+                f"{name!r} disagrees with the simulator on {len(differing)} of {looked_at}, for example "
+                f"{example.where}: there the {ending} ends the episode and the {other} does not; mend the function."
             )
+        late, left_out = (states.late, states.left_out) if states else (0, 0)
         together = function(np.array([state.observation for state in judged]))
         if (together != [state.by_function for state in judged]).any():
             raise _Fault(f"{name!r} judges a state differently in a batch and alone; let each row be judged by itself.")
@@ -243,22 +273,29 @@ class _Checks:
             also = ", although it could be restored" if simulator.restorable else ""
             return f"nothing is restored, for its episodes end with the cycle (environment.episodes){also}."
         simulator.require_restorable()
+        cure = "set environment.episodes to end_with_cycle."
+        if not simulator.is_mujoco:
+            cure = f"let get_state give, and change nothing of, all that a step or reset depends on, or {cure}"
         for steps in INTERRUPTIONS:
-            first, second = self._simulator(), self._simulator()
-            for _ in _followed(first, 11, steps):
+            whole, stored, restored = self._simulator(), self._simulator(), self._simulator()
+            for _ in zip(_followed(whole, 11, steps), _followed(stored, 11, steps), strict=True):
                 pass
-            for _ in _followed(second, 12, 20):  # whatever it did before must leave no trace
+            for _ in _followed(restored, 12, 20):  # whatever it did before must leave no trace
                 pass
-            second.restore({name: np.atleast_1d(values).copy() for name, values in first.state().items()})
-            rest = zip(_followed(first, None, FOLLOWED), _followed(second, None, FOLLOWED), strict=True)
-            for following, (one, other) in enumerate(rest, start=1):
-                if one != other:
-                    what = next(name for name, a, b in zip(_STEP, one, other, strict=True) if a != b)
-                    raise _Fault(
-                        f"an episode restored after {steps} steps differs from the uninterrupted one {following} "
-                        f"step{'s' * (following > 1)} later in its {what}; let get_state give everything that a step "
-                        "depends on, or set environment.episodes to end_with_cycle."
-                    )
+            restored.restore({name: np.atleast_1d(values).copy() for name, values in stored.state().items()})
+            after = [[*_followed(simulator, None, FOLLOWED)] for simulator in (whole, stored, restored)]
+            begun = [simulator.reset().tobytes() for simulator in (whole, stored, restored)]
+            for which, others in (("whose state was stored", 1), ("restored", 2)):
+                if after[0] != after[others]:
+                    where = _first_difference(after[0], after[others])
+                elif begun[0] != begun[others]:
+                    where = "in how the next one begins"
+                else:
+                    continue
+                raise _Fault(
+                    f"an episode {which} after {steps} step{'s' * (steps > 1)} differs from the uninterrupted "
+                    f"one {where}; {cure}"
+                )
         return f"exact in each of {len(INTERRUPTIONS)} interrupted episodes."
 
     # ---- what they look at ----
@@ -303,6 +340,17 @@ class _Checks:
 
 _STEP = ("observation", "reward", "terminated", "truncated")
 
+_Steps = list[tuple[bytes, bytes, bool, bool]]
+
+
+def _first_difference(one: _Steps, other: _Steps) -> str:
+    """Where two sequences of steps first differ, in words."""
+    for following, (a, b) in enumerate(zip(one, other, strict=True), start=1):
+        for name, mine, theirs in zip(_STEP, a, b, strict=True):
+            if mine != theirs:
+                return f"{following} step{'s' * (following > 1)} later in its {name}"
+    raise AssertionError("they do not differ")
+
 
 def _random_action(space: Any, rng: np.random.Generator) -> Any:
     if isinstance(space, Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
@@ -326,11 +374,11 @@ class _States:
     """States of a simulator, judged by itself and by a termination function.
 
     They come from random episodes and, for a MuJoCo task, from moving each coordinate of the initial state, by
-    little and by much. Of a MuJoCo task the simulator's verdict on a state can be had by a step of no length. Where
-    function and simulator differ after a real step, that settles two matters that are no fault of the function:
-    a simulator may judge by a position that lags behind the observation (InvertedDoublePendulum), and
-    it may judge by a velocity that the observation clips (Hopper). The first kind is judged anew, the second is left
-    out.
+    little and by much, and ever nearer to where the simulator or the function changes its verdict. Of a MuJoCo task
+    the simulator's verdict on a state can be had by a step of no length. Where function and simulator differ after a
+    real step, that settles two matters that are no fault of the function: a simulator may judge by a position that
+    lags behind the observation (InvertedDoublePendulum), and it may judge by a velocity that the observation clips
+    (Hopper). The first kind is judged anew, the second is left out.
 
     Attributes:
         late: how many states were judged anew.
@@ -367,24 +415,49 @@ class _States:
             episode += 1
 
     def _moved(self) -> Iterator[_Judged]:
-        """One coordinate off the initial state; and the state that a step leads to from there."""
+        """One coordinate off the initial state, near to where a verdict changes above all; and a step from there."""
         base, rng = self.simulator.base, np.random.default_rng(4)
         start = np.concatenate([base.init_qpos, base.init_qvel])
         for coordinate in range(len(start)):
-            for size in (sign * size for size in SIZES for sign in (-1.0, 1.0)):
-                state = start.copy()
-                state[coordinate] += size
-                name = f"qpos[{coordinate}]" if coordinate < base.model.nq else f"qvel[{coordinate - base.model.nq}]"
-                observation, terminated = self._look(state)
-                where = f"with {name} at {state[coordinate]:g}"
-                judged = _Judged(observation, terminated, _ends(self.function, observation), where)
-                if judged.agreed or not self._hides(state):
-                    yield judged
-                else:
-                    self.left_out += 1
-                self._set(state)
+            values = [float(start[coordinate] + sign * size) for size in (0.0, *SIZES) for sign in (-1.0, 1.0)][1:]
+            along = {value: self._at(start, coordinate, value) for value in values}
+            for value, judged in along.items():
+                yield from self._unless_hidden(judged, start, coordinate, value)
+                where = f"a step after {judged.where.removeprefix('with ').replace(' at ', ' was at ')}"
+                self._set(_moved_to(start, coordinate, value))
                 taken = self.simulator.step(rng.uniform(-1.0, 1.0, self.simulator.act_dim))
-                yield from self._after_a_step(taken, f"a step after {name} was at {state[coordinate]:g}")
+                yield from self._after_a_step(taken, where)
+            for one, other in pairwise(sorted(along.items())):
+                yield from self._between(start, coordinate, one, other)
+
+    def _between(
+        self, start: NDArray[np.float64], coordinate: int, one: tuple[float, _Judged], other: tuple[float, _Judged]
+    ) -> Iterator[_Judged]:
+        """Bisect between two values of a coordinate, where the simulator's or the function's verdict changes."""
+        for verdict in (attrgetter("by_simulator"), attrgetter("by_function")):
+            low, high = one, other
+            while verdict(low[1]) != verdict(high[1]) and high[0] - low[0] > NEAR * max(1.0, abs(low[0])):
+                value = 0.5 * (low[0] + high[0])
+                judged = self._at(start, coordinate, value)
+                yield from self._unless_hidden(judged, start, coordinate, value)
+                if verdict(judged) == verdict(low[1]):
+                    low = value, judged
+                else:
+                    high = value, judged
+
+    def _at(self, start: NDArray[np.float64], coordinate: int, value: float) -> _Judged:
+        observation, terminated = self._look(_moved_to(start, coordinate, value))
+        positions = self.simulator.base.model.nq
+        name = f"qpos[{coordinate}]" if coordinate < positions else f"qvel[{coordinate - positions}]"
+        return _Judged(observation, terminated, _ends(self.function, observation), f"with {name} at {value:.7g}")
+
+    def _unless_hidden(
+        self, judged: _Judged, start: NDArray[np.float64], coordinate: int, value: float
+    ) -> Iterator[_Judged]:
+        if judged.agreed or not self._hides(_moved_to(start, coordinate, value)):
+            yield judged
+        else:
+            self.left_out += 1
 
     def _after_a_step(self, step: Step, where: str) -> Iterator[_Judged]:
         judged = _Judged(step.observation, step.terminated, _ends(self.function, step.observation), where)
@@ -413,11 +486,11 @@ class _States:
         """A state's observation, and whether the simulator ends an episode there: a step of no length from it."""
         base = self.simulator.base
         self._set(state)
-        substeps, base.frame_skip = base.frame_skip, 0
+        base.do_simulation = lambda *_: mujoco.mj_rnePostConstraint(base.model, base.data)
         try:
             step = self.simulator.step(np.zeros(self.simulator.act_dim))
         finally:
-            base.frame_skip = substeps
+            del base.do_simulation
         return step.observation, step.terminated
 
     def _shows(self, state: NDArray[np.float64], coordinate: int) -> bool:
@@ -429,6 +502,13 @@ class _States:
     def _hides(self, state: NDArray[np.float64]) -> bool:
         """Whether the observation no longer shows a coordinate that it shows at the initial state."""
         return not all(self._shows(state, coordinate) for coordinate in self.visible)
+
+
+def _moved_to(state: NDArray[np.float64], coordinate: int, value: float) -> NDArray[np.float64]:
+    """A copy of a state with another value of one coordinate."""
+    moved = state.copy()
+    moved[coordinate] = value
+    return moved
 
 
 def _ends(function: Termination, observation: NDArray[np.float64]) -> bool:
