@@ -229,7 +229,7 @@ def test_a_fault_of_the_environment_is_found(within: Path, fault: str, check: st
         ("faulty_tasks:ends_too_late", "the function does not, the simulator ends it"),
         ("faulty_tasks:ends_at_the_middle_of_the_batch", "judges a state differently in a batch and alone"),
         ("faulty_tasks:nothing", "has no function 'nothing'"),
-        ("hopper", "'hopper' disagrees with the simulator on"),
+        ("hopper", "'hopper' fails: IndexError in terminations.py, line"),
     ],
 )
 def test_a_fault_of_the_termination_is_found(within: Path, name: str, said: str) -> None:

@@ -119,6 +119,7 @@ def test_a_changed_environment_reruns_its_real_steps_and_evaluations(ran: Path, 
 def rail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The document's folder as the current one."""
     monkeypatch.chdir(lay_out(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
 
 

@@ -37,6 +37,9 @@ LIMIT = 1000
 SIZES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 90.0, 110.0, 150.0, 300.0, 500.0)
 """By how much a single coordinate of a MuJoCo state is moved, in its own unit, to both sides."""
 
+ENOUGH = 20
+"""Disagreements after which no further states are looked at."""
+
 INTERRUPTIONS = (1, 4, 15, 40)
 """After how many steps an episode is interrupted."""
 
@@ -199,19 +202,20 @@ class _Checks:
         if not isinstance(env.observation_space, Box):
             raise _NotChecked("its observation space is no box")
         if space_faults(env):
-            judged, left_out, late = list(self._judged_without_simulator(function)), 0, 0
+            judged, left_out, late = _until_enough(self._judged_without_simulator(function)), 0, 0
         else:
             states = _States(self._simulator(), function)
-            judged, left_out, late = list(states.all()), states.left_out, states.late
+            judged, left_out, late = _until_enough(states.all()), states.left_out, states.late
         differing = [state for state in judged if not state.agreed]
         if differing:
             example = differing[0]
+            first = "the first " if len(differing) == ENOUGH else ""
             what = (
                 "ends the episode, the simulator does not" if example.by_function else "does not, the simulator ends it"
             )
             raise _Fault(
-                f"{name!r} disagrees with the simulator on {len(differing)} of {len(judged)} states, for example "
-                f"{example.where}: the function {what}; mend the function."
+                f"{name!r} disagrees with the simulator on {len(differing)} of {first}{len(judged)} states, for "
+                f"example {example.where}: the function {what}; mend the function."
             )
         together = function(np.array([state.observation for state in judged]))
         if (together != [state.by_function for state in judged]).any():
@@ -429,6 +433,17 @@ class _States:
     def _hides(self, state: NDArray[np.float64]) -> bool:
         """Whether the observation no longer shows a coordinate that it shows at the initial state."""
         return not all(self._shows(state, coordinate) for coordinate in self.visible)
+
+
+def _until_enough(states: Iterator[_Judged]) -> list[_Judged]:
+    """The states up to the one with which it is plain that the function is wrong."""
+    seen, differing = [], 0
+    for state in states:
+        seen.append(state)
+        differing += not state.agreed
+        if differing == ENOUGH:
+            break
+    return seen
 
 
 def _ends(function: Termination, observation: NDArray[np.float64]) -> bool:
