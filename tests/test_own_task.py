@@ -1,7 +1,6 @@
 """A task of the user's own, as docs/own-task.md tells it, through check-task and the whole pipeline."""
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from workflow_tools import REPO, Ended, Job, jobs, planned, snakemake
+from workflow_tools import REPO, Ended, Job, copied, jobs, planned, snakemake
 
 from usbpo import cli, config, transitions, usercode
 from usbpo.errors import UsbpoError
@@ -87,39 +86,30 @@ def test_rollouts_end_where_the_users_function_says(ran: Path) -> None:
     np.testing.assert_array_equal(made.terminations, np.abs(made.next_observations[:, 0]) > 1.0)
 
 
-def test_a_second_run_has_nothing_to_do_and_changed_code_reruns_what_uses_it(ran: Path) -> None:
-    assert to_do(ran) == set()
-    module = ran / "rail.py"
-    code = module.read_text()
-    try:
-        module.write_text(code.replace("# m from the middle", "# metres"))
-        assert to_do(ran) == set(), "a comment changes nothing"
-        module.write_text(code.replace("<= END)", "<= 0.9 * END)"))
-        due = to_do(ran)
-        assert {job.run for job in due} == {RAIL, ""}
-        assert jobs("rollout", [1, 2], [RAIL]) | jobs("collect", [0, 1, 2], [RAIL]) <= due
-    finally:
-        module.write_text(code)
-    assert to_do(ran) == set()
-
-
-def test_a_changed_termination_in_a_file_of_its_own_reruns_rollouts_and_what_follows(ran: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(ran, tmp_path / "apart")
-    task = folder / "config/tasks/Rail.yaml"
-    task.write_text(task.read_text().replace("rail:off_the_rail", "ends:off_the_rail"))
-    (folder / "ends.py").write_text("from rail import off_the_rail\n")
-    assert run(folder).code == 0
+def test_a_second_run_has_nothing_to_do_and_a_changed_termination_reruns_rollouts(ran: Path, tmp_path: Path) -> None:
+    folder = copied(ran, tmp_path / "changed")
+    module = folder / "rail_end.py"
+    module.write_text(module.read_text() + "# a comment changes nothing\n")
     assert to_do(folder) == set()
-    (folder / "ends.py").write_text(
-        "import numpy as np\n\ndef off_the_rail(o):\n    return ~(np.abs(o[:, 0]) <= 0.2)\n"
-    )
+    module.write_text(module.read_text().replace("<= END)", "<= 0.2 * END)"))
     due = to_do(folder)
     assert jobs("rollout", [1, 2], [RAIL]) <= due
-    # The first cycle's phase 1 and collection need no rollout, and no cycle's collection runs the termination.
-    assert not due & (jobs("collect", [0, 1], [RAIL]) | jobs("phase1", [1], [RAIL]))
-    assert run(folder).code == 0
-    made = read(folder / f"data/runs/{RAIL}/00001/rollouts.h5", transitions.ROLLOUTS)[1]
+    assert {job.run for job in due} == {RAIL, ""}, "the other task is none of its concern"
+    # What does not follow from a rollout stays: the first cycle collects with the untrained policy.
+    assert not due & (jobs("collect", [0, 1], [RAIL]) | jobs("phase1", [1], [RAIL]) | jobs("evaluate", [0], [RAIL]))
+    rollouts = f"data/runs/{RAIL}/00001/rollouts.h5"
+    assert snakemake(folder, rollouts, experiment=folder / "both.yaml").code == 0
+    made = read(folder / rollouts, transitions.ROLLOUTS)[1]
     np.testing.assert_array_equal(made.terminations, np.abs(made.next_observations[:, 0]) > 0.2)
+
+
+def test_a_changed_environment_reruns_its_real_steps_and_evaluations(ran: Path, tmp_path: Path) -> None:
+    folder = copied(ran, tmp_path / "changed")
+    module = folder / "rail.py"
+    module.write_text(module.read_text().replace("0.05 * velocity", "0.06 * velocity"))
+    due = to_do(folder)
+    assert jobs("collect", [0, 1, 2], [RAIL]) | jobs("evaluate", [0, 1, 2], [RAIL]) <= due
+    assert {job.run for job in due} == {RAIL, ""}
 
 
 # ---- episodes ----------------------------------------------------------------------------------------------------
@@ -129,6 +119,7 @@ def test_a_changed_termination_in_a_file_of_its_own_reruns_rollouts_and_what_fol
 def rail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The document's folder as the current one."""
     monkeypatch.chdir(lay_out(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
 
 
@@ -204,7 +195,7 @@ def test_an_environment_without_a_time_limit_is_refused_with_its_cure(rail: Path
     (rail / "endless.py").write_text(
         "import gymnasium\nfrom rail import Rail\ngymnasium.register('Endless-v0', entry_point=Rail)\n"
     )
-    with pytest.raises(UsbpoError, match="add max_episode_steps to environment.arguments"):
+    with pytest.raises(UsbpoError, match=r"add max_episode_steps to environment\.arguments"):
         Simulator("endless:Endless-v0")
     assert Simulator("endless:Endless-v0", {"max_episode_steps": 7}).time_limit._max_episode_steps == 7
 
@@ -216,6 +207,30 @@ def test_a_state_that_cannot_be_stored_is_refused_in_one_sentence(rail: Path) ->
         simulator.base.get_state = lambda wrong=wrong: wrong
         with pytest.raises(UsbpoError, match="get_state must give a dict of numpy arrays"):
             simulator.state()
+
+
+@pytest.mark.parametrize("given", ["np.nan", "np.inf", "1e39"])
+@pytest.mark.parametrize("name", ["next_observations", "rewards"])
+def test_what_no_model_can_learn_is_refused_before_it_is_stored(rail: Path, name: str, given: str) -> None:
+    module = f"sick_{name}_{re.sub('[^a-z0-9]', '', given)}"  # a module is imported only once
+    returned = {
+        "next_observations": f"return np.array([{given}, 0.0]), 0.0, *rest",
+        "rewards": f"return observation, {given}, *rest",
+    }
+    (rail / f"{module}.py").write_text(
+        "import gymnasium\nimport numpy as np\nfrom rail import Rail\n"
+        "class Sick(Rail):\n"
+        "    count = 0\n"
+        "    def step(self, action):\n"
+        "        observation, reward, *rest = super().step(action)\n"
+        "        self.count += 1\n"
+        f"        if self.count == 4:\n            {returned[name]}\n"
+        "        return observation, reward, *rest\n"
+        f"gymnasium.register('Sick-v0', entry_point=Sick, max_episode_steps=50)\n"
+    )
+    with pytest.raises(UsbpoError, match=rf"'{module}:Sick-v0' gave {name} with .* in step 3 of this shard"):
+        collect(task="Sick", environment=f"{module}:Sick-v0", output=rail / "0.h5", steps=9, seed=0, cycle=0)
+    assert not (rail / "0.h5").exists()
 
 
 def test_spaces_of_any_shape_are_flattened_in_order(rail: Path) -> None:
@@ -246,6 +261,7 @@ def test_spaces_of_any_shape_are_flattened_in_order(rail: Path) -> None:
         ("1 / 0\n", r"the module 'mine' cannot be imported: ZeroDivisionError in mine.py, line 1"),
         ("other = 1\n", r"the module 'mine' has no function 'ends'; mend the name"),
         ("ends = 1\n", r"the module 'mine' has no function 'ends'; mend the name"),
+        ("def ends(o):\n    o[:] = 0\n    return o[:, 0] > 0\n", r"'mine:ends' fails: ValueError .*read-only"),
         ("def ends(o):\n    return o[:, 99] > 0\n", r"'mine:ends' fails: IndexError in mine.py, line 2"),
         (
             "def ends(o):\n    return o[:, 0]\n",

@@ -46,7 +46,7 @@ Nearer than that, an equal rule that is computed in another way may differ by ro
 """
 
 ENOUGH = 20
-"""Disagreements after which no more states are looked at."""
+"""Disagreements after which no further states are looked at."""
 
 INTERRUPTIONS = (1, 4, 15, 40)
 """After how many steps an episode is interrupted."""
@@ -203,19 +203,22 @@ class _Checks:
                     f"{space.shape}; mend one of them."
                 )
             values = np.asarray(observation, dtype=np.float64).reshape(-1)
-            if not np.isfinite(values).all():
-                entry = int(np.flatnonzero(~np.isfinite(values))[0])
+            stored = values.astype(np.float32)
+            if not np.isfinite(stored).all():
+                entry = int(np.flatnonzero(~np.isfinite(stored))[0])
                 raise _Fault(
                     f"entry {entry} of the observation is {values[entry]} after {step} steps; no model can be trained "
-                    "on it, so keep it finite or end the episode before."
+                    "on it, so keep it finite, also in single precision, or end the episode before."
                 )
         return f"finite in {STEPS} steps with random actions."
 
     def _reward(self) -> str:
         lowest, highest = np.inf, -np.inf
         for step, _, reward, _ in self._episodes():
-            if step and not np.isfinite(float(reward)):
-                raise _Fault(f"the reward is {float(reward)} after {step} steps; mend the environment.")
+            if step and not np.isfinite(np.float32(reward)):
+                raise _Fault(
+                    f"the reward is {float(reward)} after {step} steps; keep it finite, also in single precision."
+                )
             if step:
                 lowest, highest = min(lowest, float(reward)), max(highest, float(reward))
         return f"finite in {STEPS} steps with random actions, between {lowest:.4g} and {highest:.4g}."
@@ -225,24 +228,20 @@ class _Checks:
         env = self._made()
         if not isinstance(env.observation_space, Box):
             raise _NotChecked("its observation space is no box")
-        states = None if space_faults(env) else _States(self._simulator(), function)
-        judged: list[_Judged] = []
-        differing: list[_Judged] = []
-        for state in states.all() if states else self._judged_without_simulator(function):
-            judged.append(state)
-            if not state.agreed:
-                differing.append(state)
-                if len(differing) == ENOUGH:
-                    break
+        if space_faults(env):
+            judged, left_out, late = _until_enough(self._judged_without_simulator(function)), 0, 0
+        else:
+            states = _States(self._simulator(), function)
+            judged, left_out, late = _until_enough(states.all()), states.left_out, states.late
+        differing = [state for state in judged if not state.agreed]
         if differing:
             example = differing[0]
+            first = "the first " if len(differing) == ENOUGH else ""
             ending, other = ("function", "simulator")[:: 1 if example.by_function else -1]
-            looked_at = "the first " * (len(differing) == ENOUGH) + f"{len(judged)} states"
             raise _Fault(
-                f"{name!r} disagrees with the simulator on {len(differing)} of {looked_at}, for example "
-                f"{example.where}: there the {ending} ends the episode and the {other} does not; mend the function."
+                f"{name!r} disagrees with the simulator on {len(differing)} of {first}{len(judged)} states, for "
+                f"example {example.where}: the {ending} ends the episode and the {other} does not; mend the function."
             )
-        late, left_out = (states.late, states.left_out) if states else (0, 0)
         together = function(np.array([state.observation for state in judged]))
         if (together != [state.by_function for state in judged]).any():
             raise _Fault(f"{name!r} judges a state differently in a batch and alone; let each row be judged by itself.")
@@ -509,6 +508,17 @@ def _moved_to(state: NDArray[np.float64], coordinate: int, value: float) -> NDAr
     moved = state.copy()
     moved[coordinate] = value
     return moved
+
+
+def _until_enough(states: Iterator[_Judged]) -> list[_Judged]:
+    """The states up to the one with which it is plain that the function is wrong."""
+    seen, differing = [], 0
+    for state in states:
+        seen.append(state)
+        differing += not state.agreed
+        if differing == ENOUGH:
+            break
+    return seen
 
 
 def _ends(function: Termination, observation: NDArray[np.float64]) -> bool:

@@ -217,6 +217,8 @@ def space_faults(env: Any) -> list[str]:
             faults.append(f"its {name} space is {type(space).__name__}, but must be a Box; take or write one that is")
         elif name == "action" and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             faults.append("its actions are not bounded; give its action space finite low and high")
+        elif name == "action" and space.dtype.kind != "f":
+            faults.append(f"its actions are {space.dtype}, but must be real numbers; give its box a float dtype")
     return faults
 
 

@@ -86,20 +86,25 @@ def find(name: str) -> Termination:
         UsbpoError: there is none of that name, its module cannot be imported, or, when it is called, it fails or
             returns anything but one boolean for each row.
     """
-    if ":" not in name:
-        if name not in TERMINATIONS:
-            raise UsbpoError(f"unknown termination {name!r}; known are {', '.join(TERMINATIONS)}, or module:function.")
-        return TERMINATIONS[name]
-    module, _, attribute = name.partition(":")
-    function = getattr(usercode.import_module(module), attribute, None)
+    module, colon, attribute = name.partition(":")
+    if colon:
+        function = getattr(usercode.import_module(module), attribute, None)
+    elif name in TERMINATIONS:
+        function = TERMINATIONS[name]
+    else:
+        raise UsbpoError(f"unknown termination {name!r}; known are {', '.join(TERMINATIONS)}, or module:function.")
     if not callable(function):
         raise UsbpoError(f"termination {name!r}: the module {module!r} has no function {attribute!r}; mend the name.")
 
     def checked(observations: Observations) -> NDArray[np.bool_]:
+        seen = observations.view()
+        seen.flags.writeable = False  # the rollouts keep what they show
         try:
-            terminal = np.asarray(function(observations))
+            terminal = np.asarray(function(seen))
         except Exception as error:
-            raise UsbpoError(f"termination {name!r} fails: {usercode.told(error)}; mend the function.") from error
+            raise UsbpoError(
+                f"termination {name!r} fails: {usercode.told(error)}; mend it, or name the one of this task."
+            ) from error
         if terminal.dtype != np.bool_ or terminal.shape != (len(observations),):
             raise UsbpoError(
                 f"termination {name!r} returns {terminal.dtype} of shape {terminal.shape} for {len(observations)} "

@@ -95,6 +95,22 @@ class Collector:
         return batch
 
 
+def check_finite(batch: Transitions, environment: str) -> None:
+    """Check that no stage is handed what no model can be trained on.
+
+    Raises:
+        UsbpoError: the environment gave NaN or what single precision cannot hold.
+    """
+    for name in ("next_observations", "rewards", "observations"):
+        values = getattr(batch, name).reshape(len(batch), -1)
+        faulty = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(faulty):
+            raise UsbpoError(
+                f"environment {environment!r} gave {name} with NaN, infinity or what single precision cannot hold in "
+                f"step {faulty[0]} of this shard; mend it, and try it with usbpo check-task."
+            )
+
+
 def random_actor(act_dim: int) -> Actor:
     """Uniform actions, for the steps before the first cycle."""
     return lambda _, generator: generator.uniform(-1.0, 1.0, act_dim).astype(np.float32)
@@ -170,6 +186,7 @@ def collect(
         header.belongs(previous, previous_header)
         collector.restore(state)
     batch = collector.collect(steps, actor)
+    check_finite(batch, environment)
     transitions.write(output, header, batch, collector.state())
     ended = int((batch.terminations | batch.truncations).sum())
     print(f"{steps} real steps, {ended} episodes ended, mean reward {batch.rewards.mean():.4g}")
