@@ -14,7 +14,7 @@ import usbpo
 from usbpo import cli
 from usbpo.client import STAGE_VERBS
 
-USER_VERBS = ("status", "inspect", "results", "schema", "worker")
+USER_VERBS = ("status", "inspect", "results", "check-task", "schema", "worker")
 OF_USBPO, OF_MBPO = f"data/runs/{USBPO}", f"data/runs/{MBPO}"
 
 
@@ -56,7 +56,7 @@ def test_help_of_a_stage_describes_every_argument(capfd: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("verb", USER_VERBS)
 def test_help_of_a_users_verb_describes_it(capfd: pytest.CaptureFixture[str], verb: str) -> None:
-    assert getattr(cli, verb).__doc__ in said_by(capfd, verb, "--help")
+    assert getattr(cli, verb.replace("-", "_")).__doc__ in said_by(capfd, verb, "--help")
 
 
 def test_a_key_with_a_default_need_not_be_given_by_hand(capfd: pytest.CaptureFixture[str]) -> None:

@@ -224,6 +224,10 @@ BAD_RUNS: list[tuple[str, Any]] = [
     ("environment.id", ""),
     ("environment.id", None),
     ("environment.termination", "hoper"),
+    ("environment.termination", "my-tasks:end"),
+    ("environment.termination", "my_tasks:"),
+    ("environment.termination", "my_tasks.end"),
+    ("environment.episodes", "end"),
     ("environment.arguments", {"a": [1]}),
     ("environment.arguments", {"a": None}),
     ("environment.wibble", 1),
@@ -258,6 +262,9 @@ BAD_RUNS: list[tuple[str, Any]] = [
     ("wibble", 1),
 ]
 GOOD_RUNS: list[tuple[str, Any]] = [
+    ("environment.id", "my_package.tasks:Mine-v0"),
+    ("environment.termination", "my_package.tasks:ends"),
+    ("environment.episodes", "end_with_cycle"),
     ("environment.arguments", {"a": 1, "b": 0.5, "c": "d", "e": True}),
     ("schedule.cycle_steps", 500),
     ("phase1.learning_rate", 1),
@@ -386,6 +393,7 @@ def another(name: str, field: Any) -> Any:
         "environment.id": "Hopper-v5",
         "environment.arguments": {"reset_noise_scale": 0.02},
         "environment.termination": "never",
+        "environment.episodes": "end_with_cycle",
         "schedule.epoch_steps": 30,
         "schedule.model_train_freq": 60,
         "schedule.cycle_steps": 15,
@@ -492,7 +500,13 @@ def test_stages_receive_the_values_of_the_configuration(
         words = next(w for w in reversed(command_lines) if w[0] == stage and (stage == "block" or method in str(w)))
         seen = called_with(words, monkeypatch)
         run = load_run("test-pendulum", method, FOLDERS)
-        own = {"initialise": ["policy"], "phase1": ["model", "phase1"], "phase2": ["phase2"], "rollout": ["rollout"]}
+        own = {
+            "collect": ["environment"],
+            "initialise": ["policy"],
+            "phase1": ["model", "phase1"],
+            "phase2": ["phase2"],
+            "rollout": ["rollout"],
+        }
         for section in own.get(stage, [stage]):
             for name, value in getattr(run, section, run.evaluate).model_dump().items():
                 if name in seen:
@@ -512,7 +526,7 @@ def test_parameters_of_a_stage_are_keys_files_or_identity(stage: str) -> None:
     of_files = {name for name, p in parameters.items() if "Path" in str(p.annotation)}
     identity = {"task", "seed", "cycle"}
     from_schedule = {"steps", "updates", "length", "on_policy_steps", "retained_updates"}
-    of_environment = {"environment", "environment_arguments", "termination"}
+    of_environment = {"environment", "environment_arguments", "termination", "episodes"}
     assert set(parameters) <= keys | of_files | identity | from_schedule | of_environment
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
 
@@ -646,7 +660,12 @@ SENTENCES: list[tuple[str, dict[str, Any] | str, str]] = [
         {"base": "test-pendulum", "schedule": {"model_train_freq": 45, "cycle_steps": 15}},
         "mine.yaml: schedule: model_train_freq (45) must divide epoch_steps (60)",
     ),
-    ("tasks/mine", {"base": "test-pendulum", "environment": {"termination": "x"}}, "'environment.termination' must be"),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"termination": "hoper"}},
+        "'environment.termination' must be never, inverted_pendulum, inverted_double_pendulum, hopper, walker2d, ant, "
+        "humanoid, or module:function, but is 'hoper'; mend the value.",
+    ),
     (
         "tasks/mine",
         {"base": "test-pendulum", "environment": {"arguments": {"a": [1]}}},

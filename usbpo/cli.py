@@ -84,8 +84,8 @@ def _application(chosen: str) -> typer.Typer:
             app.command(stage, rich_help_panel=PANEL_STAGES)(_verb(stage))
         else:
             app.command(stage, rich_help_panel=PANEL_STAGES, help=_first_line(stage))(lambda: None)
-    for verb in (status, inspect, results, schema, worker):
-        app.command(verb.__name__, rich_help_panel=PANEL_USER)(verb)
+    for verb in (status, inspect, results, check_task, schema, worker):
+        app.command(verb.__name__.replace("_", "-"), rich_help_panel=PANEL_USER)(verb)
     return app
 
 
@@ -222,6 +222,16 @@ def results(
     from usbpo.report.runs import RunFiles
 
     make_results(experiment=experiment, runs=[RunFiles.parse(run) for run in runs], output=output, root=folder)
+
+
+def check_task(
+    file: Annotated[str, typer.Argument(help="Task file, or the name of one in config/tasks.")],
+) -> None:
+    """Test a task before hours are spent on it: its keys, spaces, numbers, termination and exact restore."""
+    from usbpo.check_task import print_checks
+
+    if not print_checks(file):
+        raise typer.Exit(1)
 
 
 def schema(folder: Annotated[Path, typer.Argument(help="Folder to write into.")] = Path("workflow/schemas")) -> None:

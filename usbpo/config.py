@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from usbpo.errors import UsbpoError
 from usbpo.schedule import RolloutLength, Schedule
@@ -28,6 +28,23 @@ OURS = "ours"
 
 TerminationName = Literal[
     "never", "inverted_pendulum", "inverted_double_pendulum", "hopper", "walker2d", "ant", "humanoid"
+]
+_FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+"""A user's function, `package.module:function`."""
+
+
+def _termination(name: str) -> str:
+    """Refuse a name that is none of ours and has not the form of a user's."""
+    if name not in get_args(TerminationName) and not re.fullmatch(_FUNCTION, name):
+        known = ", ".join(get_args(TerminationName))
+        raise PydanticCustomError("literal_error", "{expected}", {"expected": f"{known}, or module:function"})
+    return name
+
+
+Termination = Annotated[
+    str,
+    AfterValidator(_termination),
+    WithJsonSchema({"type": "string", "pattern": f"^({'|'.join(get_args(TerminationName))}|{_FUNCTION})$"}),
 ]
 
 
@@ -45,12 +62,26 @@ class Section(BaseModel):
 class EnvironmentKeys(Section):
     """The Gymnasium environment of a task."""
 
-    id: str = key("Gymnasium id of the environment.", "name", "table of tasks", min_length=1)
+    id: str = key(
+        "Gymnasium id of the environment; `module:id` for one that a module of your own registers.",
+        "name",
+        "table of tasks",
+        min_length=1,
+    )
     arguments: dict[str, bool | int | float | str] = key(
         "Keyword arguments of gymnasium.make.", "as the environment's", "table of tasks", {}
     )
-    termination: TerminationName = key(
-        "Termination function for model rollouts, from usbpo/terminations.py.", "name", "table of tasks"
+    termination: Termination = key(
+        f"Termination function for model rollouts: {', '.join(f'`{name}`' for name in get_args(TerminationName))}, or "
+        "`module:function` of your own.",
+        "name",
+        "table of tasks",
+    )
+    episodes: Literal["continue", "end_with_cycle"] = key(
+        "Whether an episode goes on in the next cycle, or ends with its cycle where it cannot be restored.",
+        "name",
+        OURS,
+        "continue",
     )
 
 
@@ -472,11 +503,18 @@ def read_layers(kind: Literal["tasks", "algorithms"], name: str, folders: Iterab
     Raises:
         UsbpoError: a file is missing or broken, or the inheritance runs in a circle.
     """
+    return read_bases(kind, find(kind, name, folders), folders)
+
+
+def read_bases(kind: Literal["tasks", "algorithms"], path: Path, folders: Iterable[Path]) -> list[tuple[Path, Any]]:
+    """As `read_layers`, for a file anywhere.
+
+    Raises:
+        UsbpoError: as `read_layers`.
+    """
     folders = list(folders)
     layers: list[tuple[Path, Any]] = []
-    following: str | None = name
-    while following is not None:
-        path = find(kind, following, folders)
+    while True:
         if any(path == seen for seen, _ in layers):
             raise UsbpoError(f"{path}: base leads back to this file; let one of the files inherit from none.")
         content = read_yaml(path)
@@ -485,7 +523,9 @@ def read_layers(kind: Literal["tasks", "algorithms"], name: str, folders: Iterab
         if following is not None and not isinstance(following, str):
             raise UsbpoError(f"{path}: base must be a name, but is {following!r}.")
         layers.append((path, content))
-    return layers[::-1]
+        if following is None:
+            return layers[::-1]
+        path = find(kind, following, folders)
 
 
 def overlay(lower: Any, upper: Any) -> Any:
@@ -505,16 +545,30 @@ def load_run(task: str, method: str, folders: tuple[Path, ...]) -> RunConfig:
     Raises:
         UsbpoError: a file is unknown or broken, or a key is unknown, missing, of the wrong type or out of bounds.
     """
-    layers = read_layers("tasks", task, folders) + read_layers("algorithms", method, folders)
-    merged: Any = {}
-    for _, content in layers:
-        merged = overlay(merged, content)
+    layers = read_layers("tasks", task, folders)
+    return validated_run(layers + read_layers("algorithms", method, folders), layers[-1][0])
+
+
+def merged(layers: Iterable[tuple[Path, Any]]) -> Any:
+    """The content of several files laid over each other, the most general first."""
+    content: Any = {}
+    for _, upper in layers:
+        content = overlay(content, upper)
+    return content
+
+
+def validated_run(layers: list[tuple[Path, Any]], task_file: Path) -> RunConfig:
+    """The configuration of a run from its files, the most general first.
+
+    Raises:
+        UsbpoError: a key is unknown, missing, of the wrong type or out of bounds.
+    """
     try:
-        return RunConfig.model_validate(merged)
+        return RunConfig.model_validate(merged(layers))
     except ValidationError as error:
         detail = _first_fault(error)
         # What every task must say is missing in the task, whichever file has a part of its section.
-        path = find("tasks", task, folders) if detail["type"] == "missing" else _file_of(detail, layers)
+        path = task_file if detail["type"] == "missing" else _file_of(detail, layers)
         raise UsbpoError(f"{path}: {sentence(detail)}") from error
 
 

@@ -5,7 +5,7 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from usbpo.errors import UsbpoError
 from usbpo.layout import five_digits
 from usbpo.report.runs import RunFiles
 from usbpo.schedule import Schedule, blocks_and_shards, completed_block, shards_of_block
+from usbpo.usercode import module_fingerprint
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Run:
     def collect_options(self, cycle: int) -> str:
         """Parameters of `collect`."""
         steps = self.config.schedule.random_steps if cycle == 0 else self.schedule.cycle_steps
-        return f"{self._environment()} --steps {steps}"
+        return f"{self._environment()} --episodes {self.config.environment.episodes} --steps {steps}"
 
     def initialise_options(self) -> str:
         """Parameters of `initialise`."""
@@ -144,6 +145,14 @@ class Run:
         """Parameters of `evaluate`."""
         steps = cycle * self.schedule.cycle_steps
         return f"{self._environment()} {as_options(self.config.evaluate, without={'every'})} --on-policy-steps {steps}"
+
+    def environment_code(self) -> str:
+        """Fingerprint of the user's module that registers the environment; '' for one of Gymnasium's."""
+        return _code_of_module(self.config.environment.id)
+
+    def termination_code(self) -> str:
+        """Fingerprint of the user's module with the termination function; '' for one of usbpo's."""
+        return _code_of_module(self.config.environment.termination)
 
     def _environment(self) -> str:
         environment = self.config.environment
@@ -255,6 +264,13 @@ class Plan:
     def result_runs(self) -> list[str]:
         """The runs as `usbpo results --runs` takes them."""
         return [str(run.files(cycles)) for run, cycles in self.cycles.items()]
+
+
+@cache
+def _code_of_module(name: str) -> str:
+    """Fingerprint of the module in `module:name`; '' where no module is named or none is found."""
+    module, colon, _ = name.partition(":")
+    return module_fingerprint(module) if colon else ""
 
 
 def as_options(section: BaseModel, only: set[str] | None = None, without: set[str] | None = None) -> str:

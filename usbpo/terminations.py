@@ -2,13 +2,17 @@
 
 Each takes a batch of next observations (rows, obs_dim) and returns a boolean array (rows,), True where the
 episode ends. Each is written "healthy, then negate", so that NaN, which fails every comparison, is terminal.
-The rules are those of Gymnasium's v5 tasks (`docs/algorithm.md`, terminations).
+The rules are those of Gymnasium's v5 tasks (`docs/algorithm.md`, terminations). A user's own function is named
+`module:function` and need not be here (`docs/own-task.md`).
 """
 
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from usbpo import usercode
+from usbpo.errors import UsbpoError
 
 Observations = NDArray[np.floating]
 Termination = Callable[[Observations], NDArray[np.bool_]]
@@ -73,3 +77,39 @@ TERMINATIONS: dict[str, Termination] = {
     for function in (never, inverted_pendulum, inverted_double_pendulum, hopper, walker2d, ant, humanoid)
 }
 """The functions by the name that a task file gives."""
+
+
+def find(name: str) -> Termination:
+    """A termination function by its name here, or a user's by `module:function`.
+
+    Raises:
+        UsbpoError: there is none of that name, its module cannot be imported, or, when it is called, it fails or
+            returns anything but one boolean for each row.
+    """
+    module, colon, attribute = name.partition(":")
+    if colon:
+        function = getattr(usercode.import_module(module), attribute, None)
+    elif name in TERMINATIONS:
+        function = TERMINATIONS[name]
+    else:
+        raise UsbpoError(f"unknown termination {name!r}; known are {', '.join(TERMINATIONS)}, or module:function.")
+    if not callable(function):
+        raise UsbpoError(f"termination {name!r}: the module {module!r} has no function {attribute!r}; mend the name.")
+
+    def checked(observations: Observations) -> NDArray[np.bool_]:
+        seen = observations.view()
+        seen.flags.writeable = False  # the rollouts keep what they show
+        try:
+            terminal = np.asarray(function(seen))
+        except Exception as error:
+            raise UsbpoError(
+                f"termination {name!r} fails: {usercode.told(error)}; mend it, or name the one of this task."
+            ) from error
+        if terminal.dtype != np.bool_ or terminal.shape != (len(observations),):
+            raise UsbpoError(
+                f"termination {name!r} returns {terminal.dtype} of shape {terminal.shape} for {len(observations)} "
+                f"observations; it must return bool of shape ({len(observations)},)."
+            )
+        return terminal
+
+    return checked

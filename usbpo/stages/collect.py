@@ -16,6 +16,9 @@ from usbpo.seeding import pack_generator, seed_sequence, unpack_generator
 from usbpo.tasks import Simulator, read_arguments
 from usbpo.transitions import Transitions
 
+CONTINUE, END_WITH_CYCLE = "continue", "end_with_cycle"
+"""What becomes of an episode at the end of a cycle."""
+
 Actor = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]]
 """Chooses an action in [−1, 1]^act_dim for an observation."""
 
@@ -24,34 +27,48 @@ class Collector:
     """A simulator in the middle of an episode, and the generator that its actions draw from.
 
     Unlike all others, the two generators are not seeded anew in each cycle but carried on with the episode, so
-    that where a run is cut into cycles leaves no trace.
+    that where a run is cut into cycles leaves no trace. Where episodes end with the cycle there is no episode to
+    carry on: each cycle then begins one, from a seed of its own, and only the actions' generator goes on.
+
+    Args:
+        cycle: the cycle in which it begins, where episodes end with the cycle; else None.
     """
 
-    def __init__(self, simulator: Simulator, seed: int) -> None:
-        self.simulator = simulator
-        environment_seed, action_seed = seed_sequence(seed, 0, "collect").spawn(2)
+    def __init__(self, simulator: Simulator, seed: int, cycle: int | None = None) -> None:
+        self.simulator, self.ends_with_cycle = simulator, cycle is not None
+        environment_seed, action_seed = seed_sequence(seed, cycle or 0, "collect").spawn(2)
         self.generator = np.random.Generator(np.random.PCG64(action_seed))
         self.observation = simulator.reset(int(environment_seed.generate_state(1)[0]))
         self.episode = 0
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything that the next process needs to go on, as arrays."""
+        of_episode = {} if self.ends_with_cycle else {**self.simulator.state(), "observation": self.observation}
         return {
-            **self.simulator.state(),
-            "observation": self.observation,
+            **of_episode,
             "episode": np.array(self.episode, dtype=np.int64),
             "action_generator": pack_generator(self.generator),
         }
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Go on from a stored state."""
-        self.simulator.restore(state)
-        self.observation = state["observation"]
+        """Go on from a stored state.
+
+        Raises:
+            UsbpoError: an episode should go on, but the state holds none.
+        """
+        if not self.ends_with_cycle:
+            if "observation" not in state:
+                raise UsbpoError(
+                    "the previous shard's episode ended with its cycle, so it cannot go on; collect this run's data "
+                    "anew, or give --episodes end_with_cycle."
+                )
+            self.simulator.restore(state)
+            self.observation = state["observation"]
         self.episode = int(state["episode"].item())
         self.generator = unpack_generator(state["action_generator"])
 
     def collect(self, steps: int, actor: Actor) -> Transitions:
-        """Take `steps` real steps."""
+        """Take `steps` real steps; where episodes end with the cycle, the last one is cut there."""
         sim = self.simulator
         batch = Transitions(
             observations=np.empty((steps, sim.obs_dim), np.float32),
@@ -68,13 +85,30 @@ class Collector:
             step = sim.step(batch.actions[row])
             batch.rewards[row] = step.reward
             batch.next_observations[row] = step.observation
-            batch.terminations[row], batch.truncations[row] = step.terminated, step.truncated
+            cut = self.ends_with_cycle and row == steps - 1 and not step.terminated
+            batch.terminations[row], batch.truncations[row] = step.terminated, step.truncated or cut
             batch.episodes[row] = self.episode
             self.observation = step.observation
-            if step.terminated or step.truncated:
+            if step.terminated or step.truncated or cut:
                 self.observation = sim.reset()
                 self.episode += 1
         return batch
+
+
+def check_finite(batch: Transitions, environment: str) -> None:
+    """Check that no stage is handed what no model can be trained on.
+
+    Raises:
+        UsbpoError: the environment gave NaN or what single precision cannot hold.
+    """
+    for name in ("next_observations", "rewards", "observations"):
+        values = getattr(batch, name).reshape(len(batch), -1)
+        faulty = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(faulty):
+            raise UsbpoError(
+                f"environment {environment!r} gave {name} with NaN, infinity or what single precision cannot hold in "
+                f"step {faulty[0]} of this shard; mend it, and try it with usbpo check-task."
+            )
 
 
 def random_actor(act_dim: int) -> Actor:
@@ -104,6 +138,7 @@ def collect(
     seed: int,
     cycle: int,
     environment_arguments: str = "{}",
+    episodes: str = CONTINUE,
     policy: Path | None = None,
     previous: Path | None = None,
 ) -> None:
@@ -117,17 +152,23 @@ def collect(
         seed: run seed.
         cycle: number of the cycle; 0 holds the random steps.
         environment_arguments: keyword arguments of the environment, as JSON.
+        episodes: `continue` where the last shard's episode goes on, `end_with_cycle` where each shard begins one.
         policy: policy checkpoint; uniformly random actions without it.
         previous: the shard to go on from; a new episode begins without it.
 
     Raises:
-        UsbpoError: an input is missing, damaged or of another run, or the output cannot be written.
+        UsbpoError: an input is missing, damaged or of another run, the environment cannot be used so, or the output
+            cannot be written.
     """
     parameters = parameters_of(locals())
     header = Header(transitions.KIND, task, seed, cycle, parameters)
     if cycle > 0 and policy is None:
         raise UsbpoError(f"cycle {cycle} collects with a policy, but none is given; add --policy FILE.")
+    if episodes not in (CONTINUE, END_WITH_CYCLE):
+        raise UsbpoError(f"--episodes must be {CONTINUE} or {END_WITH_CYCLE}, but is {episodes!r}; mend the value.")
     simulator = Simulator(environment, read_arguments(environment_arguments))
+    if episodes == CONTINUE:
+        simulator.require_restorable()
     actor = random_actor(simulator.act_dim)
     if policy is not None:
         policy_header, agent = sac.load(policy)
@@ -139,12 +180,13 @@ def collect(
                 f"has {simulator.obs_dim} and {simulator.act_dim}; give a policy of this task."
             )
         actor = stochastic_actor(agent.actor)
-    collector = Collector(simulator, seed)
+    collector = Collector(simulator, seed, cycle if episodes == END_WITH_CYCLE else None)
     if previous is not None:
         previous_header, state = transitions.read_collector(previous)
         header.belongs(previous, previous_header)
         collector.restore(state)
     batch = collector.collect(steps, actor)
+    check_finite(batch, environment)
     transitions.write(output, header, batch, collector.state())
     ended = int((batch.terminations | batch.truncations).sum())
     print(f"{steps} real steps, {ended} episodes ended, mean reward {batch.rewards.mean():.4g}")

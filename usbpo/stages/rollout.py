@@ -15,7 +15,7 @@ from usbpo.header import Header, parameters_of
 from usbpo.optimizer import Params
 from usbpo.seeding import torch_generator
 from usbpo.stages.verdict import leave_unchanged, task_held_back
-from usbpo.terminations import TERMINATIONS, Termination
+from usbpo.terminations import Termination, find
 from usbpo.transitions import Transitions
 
 
@@ -96,7 +96,7 @@ def rollout(
         policy: policy checkpoint.
         output: rollouts to write.
         metrics: JSON to write.
-        termination: name of the termination function (usbpo/terminations.py).
+        termination: name of the termination function (usbpo/terminations.py), or a user's module:function.
         length: rollout length of this cycle, in model steps.
         batch_size: start states.
         seed: run seed.
@@ -107,8 +107,7 @@ def rollout(
         UsbpoError: an input is missing, damaged or of another run, or the model predicts what is not finite.
     """
     parameters = parameters_of(locals())
-    if termination not in TERMINATIONS:
-        raise UsbpoError(f"unknown termination {termination!r}; known are {', '.join(TERMINATIONS)}.")
+    terminates = find(termination)
     if task := task_held_back(trigger, seed, cycle):
         header = Header(transitions.ROLLOUTS, task, seed, cycle, parameters)
         sizes = sac.load(policy)[1].architecture
@@ -126,7 +125,7 @@ def rollout(
     index = torch.randint(len(real), (batch_size,), generator=generator)
     starts = torch.from_numpy(real.observations)[index]
     with torch.no_grad():
-        made, lost = roll_out(ensemble, agent.actor, starts, length, TERMINATIONS[termination], generator)
+        made, lost = roll_out(ensemble, agent.actor, starts, length, terminates, generator)
     transitions.write(output, header, made)
     write_json(
         metrics,

@@ -19,6 +19,7 @@ rule collect:
     params:
         options=of_cycle("collect_options"),
         code=code_of("collect"),
+        environment=of_run("environment_code"),
     message:
         "collect: real steps of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:

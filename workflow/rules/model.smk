@@ -105,6 +105,7 @@ rule rollout:
     params:
         options=of_cycle("rollout_options"),
         code=code_of("rollout"),
+        termination=of_run("termination_code"),
     message:
         "rollout: model rollouts for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:

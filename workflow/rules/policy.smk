@@ -75,6 +75,7 @@ rule evaluate:
     params:
         options=of_cycle("evaluate_options"),
         code=code_of("evaluate"),
+        environment=of_run("environment_code"),
     message:
         "evaluate: episodes for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:
