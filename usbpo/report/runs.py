@@ -23,6 +23,7 @@ FILES = (
     *("holdout_error.svg", "holdout_error.png", "holdout_error.csv"),
     *("policy_diagnostics.svg", "policy_diagnostics.png", "policy_diagnostics.csv"),
     *("theory_bracket.svg", "theory_bracket.png", "theory_bracket.csv"),
+    *("theory_bias.svg", "theory_bias.png", "theory_bias.csv"),
     *("theory_surrogate.svg", "theory_surrogate.png", "theory_surrogate.csv"),
     *("theory_depth.svg", "theory_depth.png", "theory_depth.csv"),
     *("theory_bound.svg", "theory_bound.png", "theory_bound.csv"),

@@ -15,6 +15,7 @@ from usbpo.report.records import Run, Terms, Theory
 from usbpo.report.theory_tables import PHASES, Phase, Place, first_seeds
 
 Pick = Callable[[Theory], float | None]
+End = tuple[float, int, str]
 
 UNIT = "W₂ distance"
 NOTHING = "No method of this experiment measures the theory."
@@ -28,6 +29,7 @@ def save(runs: Sequence[Run], output: Path) -> None:
     """Write the figures of the theory and the numbers behind them into the folder `output`."""
     for name, draw, table in (
         ("theory_bracket", bracket, theory_tables.bracket),
+        ("theory_bias", bias, theory_tables.bias),
         ("theory_surrogate", surrogate, theory_tables.surrogate),
         ("theory_depth", depth, theory_tables.depth),
         ("theory_bound", bound, theory_tables.bound),
@@ -64,6 +66,29 @@ def bracket(runs: Sequence[Run]) -> Figure:
     return figure
 
 
+def bias(runs: Sequence[Run]) -> Figure:
+    """Surrogate and true bias of M2 and what the true one is made of, before and after phase 2: a row a task."""
+    measured, place = _with(runs, lambda terms: terms.true_bias)
+    if not measured:
+        return drawing.message(_why_not(runs))
+    figure, panels = drawing.panels(
+        tasks := len(_tasks(measured)), 4, (4.3, 4.2) if tasks == 1 else (4.2, 3.5), sharey="row"
+    )
+    style = _looks(runs)
+    for row, task in zip(panels, _tasks(measured), strict=True):
+        for method, seeds in _seeds(measured, task).items():
+            for axes, name in zip(row, ("surrogate_bias", "true_bias", "error", "spread"), strict=True):
+                _line(axes, seeds, _term(place, "before", name), style[method], dashed=True)
+                _line(axes, seeds, _term(place, "after", name), style[method])
+        for axes in row:
+            drawing.x_axis(axes)
+        drawing.log_axis_or_from_zero(row)
+        row[0].set_ylabel(UNIT)
+    titles = ("Surrogate bias", "True bias W₂(M2, M*)", "… error of M2's mean", "… spread of M2")
+    _finish(figure, panels, measured, style, titles, place)
+    return figure
+
+
 def bound(runs: Sequence[Run]) -> Figure:
     """The bound on |Δ| of eq 4 beside the bracket, and its two terms: a row a task."""
     measured, place = _with(runs, lambda terms: terms.bound)
@@ -85,7 +110,7 @@ def bound(runs: Sequence[Run]) -> Figure:
         for axes in row:
             drawing.x_axis(axes)
         drawing.log_axis(row)
-        row[0].set_ylabel("W₂ distance, W₂²")
+        row[0].set_ylabel("Value")
     titles = ("Bound on |Δ|, and −bracket", "Its term of the model shift", "Its term of the policy shift")
     dotted = Line2D([], [], color=drawing.QUIET, linewidth=1.6, linestyle=(0, (1, 1.4)), label="−bracket")
     _finish(figure, panels, measured, style, titles, place, [dotted])
@@ -131,12 +156,14 @@ def depth(runs: Sequence[Run]) -> Figure:
     size = (5.6, 4.6) if len(tasks) == 1 else (4.4, 3.6)
     figure, panels = drawing.panels(len(tasks), len(methods), size, sharey="row")
     for row, task in zip(panels, tasks, strict=True):
-        groups = _seeds(measured, task)
+        groups, named = _seeds(measured, task), []
         for axes, method in zip(row, methods, strict=True):
-            if method in groups:
-                _depths(axes, groups[method], style[method])
+            ends = _depths(axes, groups[method], style[method]) if method in groups else []
             drawing.x_axis(axes, 6)
+            named.append((axes, ends))
         drawing.log_axis(row)
+        for axes, ends in named:
+            _name_ends(axes, ends)
         row[0].set_ylabel("Distance of states")
     for axes, method in zip(panels[0], methods, strict=True):
         axes.set_title(style[method].label, color=style[method].colour)
@@ -177,6 +204,12 @@ def _scatters(row: Sequence[Axes], shown: Sequence[tuple[Run, Look]], place: Pla
             x[points], y[points], s=9, color=look.colour, alpha=0.3, linewidths=0, zorder=3 - look.rank / 100,
             rasterized=True,
         )  # fmt: skip
+    for axes, phase in zip(row, phases, strict=True):
+        said = [(look, _term(place, phase, "rank_correlation")(run.theory[-1])) for run, look in shown]
+        for line, (look, rho) in enumerate([(look, rho) for look, rho in said if rho is not None][::-1]):
+            axes.text(
+                0.97, 0.04 + 0.08 * line, f"ρ = {rho:.2f}", transform=axes.transAxes, color=look.colour, ha="right"
+            )
     values = np.concatenate([v[v > 0] for _, _, x, y in drawn for v in (x, y)] or [np.array([1.0])])
     # A few extreme rows shall not squeeze the others together.
     low, high = np.quantile(values, 0.001) / 1.3, np.quantile(values, 0.999) * 1.3
@@ -189,8 +222,12 @@ def _scatters(row: Sequence[Axes], shown: Sequence[tuple[Run, Look]], place: Pla
         axes.set_box_aspect(1)
 
 
-def _depths(axes: Axes, seeds: Sequence[Run], look: Look) -> None:
-    """Three model updates of one method: first, middle, last; means over seeds of their medians."""
+def _depths(axes: Axes, seeds: Sequence[Run], look: Look) -> list[End]:
+    """Three model updates of one method: first, middle, last; means over seeds of their medians.
+
+    Returns:
+        The right end of each line: its height, its on-policy steps and its colour.
+    """
     updates = [[theory for theory in run.theory if theory.depth] for run in seeds]
     updates = [each for each in updates if each]
     fewest = min(len(each) for each in updates)
@@ -211,12 +248,18 @@ def _depths(axes: Axes, seeds: Sequence[Run], look: Look) -> None:
             drawing.band(axes, x, np.array([mean("error_q25"), mean("error_q75")]), look)
         axes.plot(x, mean("error_q50"), color=colour, linewidth=weight, zorder=2 + share)
         axes.plot(x, mean("one_step"), color=colour, linewidth=weight * 0.6, linestyle=drawing.DASHES, zorder=2 + share)
-        ends.append((mean("error_q50")[-1], seeds[0].files.steps(chosen[0].cycle), colour, x[-1]))
-    for end, taken, colour, x_end in ends:
-        axes.annotate(
-            f"{taken:,}", (x_end, end), xytext=(5, 0), textcoords="offset points", va="center", color=colour,
-            fontsize=11,
-        )  # fmt: skip
+        ends.append((float(mean("error_q50")[-1]), seeds[0].files.steps(chosen[0].cycle), colour))
+    return ends
+
+
+def _name_ends(axes: Axes, ends: Iterable[End]) -> None:
+    """Write the on-policy steps at the end of each line, none over another; the axis is logarithmic."""
+    low, high = np.log(axes.get_ylim())
+    lowest = -1.0
+    for end, steps, colour in sorted(ends):
+        height = max(float((np.log(end) - low) / (high - low)), lowest)
+        axes.text(1.01, height, f"{steps:,}", transform=axes.transAxes, color=colour, fontsize=12, va="center")
+        lowest = height + 0.065
 
 
 def _line(axes: Axes, seeds: Iterable[Run], pick: Pick, look: Look, *, dashed: bool = False) -> None:

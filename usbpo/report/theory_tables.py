@@ -16,14 +16,22 @@ WHERE = ("task", "method", "seed", "cycle", "on_policy_steps")
 
 
 def bracket(runs: Iterable[Run]) -> Table:
-    """`theory_bracket.csv`: the distances of eq 1 and the biases, one row for every model, place and phase.
+    """`theory_bracket.csv`: the bracket of eq 1 and its distances, one row for every model, place and phase."""
+    names = ("previous_bias", "shift", "true_bias", "bracket")
+    columns = (*WHERE, "place", "phase", "rows", *names)
+    rows: list[tuple[Cell, ...]] = [
+        (*_where(run, theory.cycle), place, phase, measured.rows, *[getattr(terms, name) for name in names])
+        for run, theory, place, phase, measured, terms in _measured(runs)
+    ]
+    return Table(columns, rows)
 
-    The floor is that of the simulator's reconstructed states; all distances are W2, in raw units of reward and state.
+
+def bias(runs: Iterable[Run]) -> Table:
+    """`theory_bias.csv`: surrogate and true bias of M2, one row for every model, place and phase.
+
+    The floor is the W2 by which a simulator whose state was set from an observation misses what really followed.
     """
-    names = (
-        *("previous_bias", "shift", "true_bias", "bracket"),
-        *("surrogate_bias", "rank_correlation", "error", "spread"),
-    )
+    names = ("surrogate_bias", "true_bias", "error", "spread", "rank_correlation")
     columns = (*WHERE, "place", "phase", "rows", *names, "floor_median", "floor_max", "undetermined")
     rows: list[tuple[Cell, ...]] = []
     for run, theory, place, phase, measured, terms in _measured(runs):
