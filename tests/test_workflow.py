@@ -193,12 +193,13 @@ def test_stages_without_the_warm_worker_give_the_same_bytes(workspace: Path, fin
     shutil.rmtree(workspace / f"{OF_USBPO}/00003")
     for path in [*untrained, workspace / f"{OF_USBPO}/data/00003.h5"]:
         path.unlink()
-    targets = [f"{OF_USBPO}/00003/evaluation.h5", f"{OF_MBPO}/00000/evaluation.h5"]
+    targets = [f"{OF_USBPO}/00003/{name}" for name in ("evaluation.h5", "theory.h5")]
+    targets.append(f"{OF_MBPO}/00000/evaluation.h5")
     worker_log = workspace / ".snakemake/usbpo-worker.log"
     worker_log.unlink()
     done = snakemake(workspace, *targets, USBPO_WARM="0")
     assert done.code == 0, done.said
-    assert "8 of 8 jobs" in done.said
+    assert "9 of 9 jobs" in done.said
     assert not worker_log.exists()
     assert tree(workspace) == finished_tree
 
