@@ -264,7 +264,10 @@ def theory(
     after = _model(header, model or model_mle)
     before = _model(header, model_mle, like=after) if model else None
     m1 = _model(header, last_changed(previous_models, MODEL), like=after) if previous_models else None
-    actor1, actor2 = (_actor(header, path, after) for path in (previous_policy, policy))
+    agent1 = _agent(header, previous_policy, after)
+    agent2 = _agent(header, policy, after)
+    check_architecture(policy, "policy", agent2.architecture, agent1.architecture)
+    actor1, actor2 = agent1.actor, agent2.actor
     simulator = Simulator(environment, read_arguments(environment_arguments))
     if (simulator.obs_dim, simulator.act_dim) != (after.architecture.obs_dim, after.architecture.act_dim):
         raise UsbpoError(
@@ -331,7 +334,7 @@ def _model(header: Header, path: Path, like: Ensemble | None = None) -> Ensemble
     return ensemble
 
 
-def _actor(header: Header, path: Path, model: Ensemble) -> Params:
+def _agent(header: Header, path: Path, model: Ensemble) -> sac.Agent:
     found, agent = sac.load(path)
     header.belongs(path, found)
     sizes = agent.architecture
@@ -339,7 +342,7 @@ def _actor(header: Header, path: Path, model: Ensemble) -> Params:
         model.architecture.obs_dim, model.architecture.act_dim, sizes.hidden_layers, sizes.hidden_size
     )
     check_architecture(path, "policy", sizes, expected)
-    return agent.actor
+    return agent
 
 
 def _some(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
