@@ -53,6 +53,7 @@ def command_of(stage: str) -> list[str]:
         "rollout": [run.rollout_options(2)],
         "policy": [run.policy_options()],
         "evaluate": [run.evaluate_options(2), "--task test-pendulum"],
+        "theory": [run.theory_options()],
     }
     data = " ".join(run.real_data(2))
     files = {
@@ -70,6 +71,10 @@ def command_of(stage: str) -> list[str]:
         "policy": f"--data {data} --rollouts {run.model_data(2)[0]} --previous-policy {run.previous_policy(2)[0]} "
         "--output out/policy.safetensors --metrics out/m.json",
         "evaluate": f"--policy {OF_USBPO}/00002/policy.safetensors --output out/evaluation.h5",
+        "theory": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-models {run.models(1)[0]} "
+        f"--model-mle {OF_USBPO}/00002/model-mle.safetensors --model {OF_USBPO}/00002/model.safetensors "
+        f"--previous-policy {run.previous_policy(2)[0]} --policy {OF_USBPO}/00002/policy.safetensors "
+        "--output out/theory.h5 --metrics out/m.json",
     }
     identity = [] if stage in ("block", "initialise") else ["--seed 0 --cycle 2"]
     return [stage, *shlex.split(" ".join([files[stage], *told[stage], *identity]))]
@@ -284,6 +289,18 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("evaluate", "--environment"): [
         ("Hopper-v5", "the policy takes 4 observations, but Hopper-v5 has 11; give a policy of this task"),
     ],
+    ("theory", "--policy"): [("bad/wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
+    ("theory", "--previous-models"): [("bad/hopper-model.safetensors", OF_HOPPER)],
+    ("theory", "--model-mle"): [(f"{OF_USBPO}/00002/policy.safetensors", "its kind is policy, but model is expected")],
+    ("theory", "--rollouts"): [("bad/nan-rollouts.h5", f"actions {NAN}")],
+    ("theory", "--termination"): [("hoper", "unknown termination 'hoper'; known are .*hopper")],
+    ("theory", "--environment"): [
+        (
+            "Hopper-v5",
+            "its model has 4 observations and 1 actions, but Hopper-v5 has 11 and 3; give files of this task",
+        ),
+    ],
+    ("theory", "--rows"): [("2", "'--rows' must be greater than or equal to 3")],
     ("initialise", "--data"): [("bad/nan.h5", f"rewards {NAN}")],
     ("block", "--shards"): [
         (f"{OF_USBPO}/data/00000.h5 {OF_USBPO}/data/00002.h5", "its cycle is 2, but 1 is expected; give them in order"),
@@ -301,7 +318,12 @@ def test_the_calls_that_are_broken_below_are_sound(
     words = [word.replace("out/", f"{tmp_path}/") if word.startswith("out/") else word for word in command_of(stage)]
     assert cli.main(words) == 0
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".json"}
-    stored = {"shard.h5": "data/00002.h5", "rollouts.h5": "00002/rollouts.h5", "evaluation.h5": "00002/evaluation.h5"}
+    stored = {
+        "shard.h5": "data/00002.h5",
+        "rollouts.h5": "00002/rollouts.h5",
+        "evaluation.h5": "00002/evaluation.h5",
+        "theory.h5": "00002/theory.h5",
+    }
     for name in set(made) & set(stored):
         assert made[name] == (bench / OF_USBPO / stored[name]).read_bytes(), "by hand as in the workflow"
 

@@ -121,6 +121,7 @@ KINDS = {
         [r"actor/weight\.0 +float32 +4×16", r"updates +int64 +scalar"],
     ),
     f"{OF_MBPO}/00002/evaluation.h5": ("evaluation", 2, [r"returns +float64 +2 ", r"lengths +int64 +2 "]),
+    f"{OF_USBPO}/00002/theory.h5": ("theory", 2, [r"rollout/after/true_bias +float32 +24 ", r"holdout/before/shift "]),
 }
 
 
@@ -145,7 +146,7 @@ def test_inspect_shows_the_parameters_that_made_an_artifact(finished: Path, capf
     assert '"steps": 30' in said
 
 
-@pytest.mark.parametrize("name", ["phase1", "phase2", "rollout", "policy"])
+@pytest.mark.parametrize("name", ["phase1", "phase2", "rollout", "policy", "theory"])
 def test_inspect_shows_metrics(finished: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     said = said_by(capfd, "inspect", str(finished / OF_USBPO / f"00002/{name}.json"))
     assert f"{name}.json: metrics" in said

@@ -430,6 +430,7 @@ def signature(run: Run) -> dict[str, Any]:
     for method in (run.collect_options, run.rollout_options, run.evaluate_options):
         told[method.__name__] = [method(cycle) for cycle in cycles]
     options = (run.initialise_options, run.trigger_options, run.phase1_options, run.phase2_options, run.policy_options)
+    options = (*options, run.theory_options)
     for option in options:
         told[option.__name__] = option()
     for method in (run.models, run.trigger, run.model_data, run.model_data_before, run.artifacts):
@@ -512,7 +513,7 @@ def test_stages_receive_the_values_of_the_configuration(
                 if name in seen:
                     assert seen[name] == value, (stage, name)
                     checked.add((section, name))
-    names = ("trigger", "model", "phase1", "phase2", "rollout", "policy", "evaluate")
+    names = ("trigger", "model", "phase1", "phase2", "rollout", "policy", "evaluate", "theory")
     run = load_run("test-pendulum", "test-usbpo", FOLDERS)
     sections = {name: getattr(run, name) for name in names}
     every = {(section, name) for section, keys in sections.items() for name in type(keys).model_fields}

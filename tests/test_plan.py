@@ -17,6 +17,9 @@ from usbpo.layout import BLOCK, SHARD
 from usbpo.plan import Plan, Run, as_options, check_writable
 from usbpo.schedule import BLOCK_SHARDS, blocks_and_shards
 
+WITH_DATA = ("phase1", "phase2", "rollout", "policy", "theory")
+"""The stages that are given all of D_env."""
+
 
 def run_of(method: str = "test-usbpo", **schedule: Any) -> Run:
     """A run of the test task, with other lengths where given."""
@@ -165,8 +168,8 @@ def test_steps_may_differ_by_task() -> None:
 
 def test_the_results_are_told_each_run_with_its_length() -> None:
     assert plan_of().result_runs() == [
-        f"{USBPO}:cycles=3:cycle_steps=30:model_every=1:evaluate_every=30:phase2=yes:triggered=no",
-        f"{MBPO}:cycles=3:cycle_steps=30:model_every=1:evaluate_every=30:phase2=no:triggered=no",
+        f"{USBPO}:cycles=3:cycle_steps=30:model_every=1:evaluate_every=30:phase2=yes:triggered=no:theory=yes",
+        f"{MBPO}:cycles=3:cycle_steps=30:model_every=1:evaluate_every=30:phase2=no:triggered=no:theory=yes",
     ]
 
 
@@ -194,8 +197,8 @@ def test_a_long_run_gathers_shards_into_blocks(tmp_path: Path) -> None:
     assert {job for job in wanted if job.rule == "block"} == jobs("block", [0, 1])
     assert {job.number for job in wanted if job.rule == "policy"} == set(range(1, 61))
     commands = re.findall(r"^Shell command: (usbpo .*)$", said, flags=re.MULTILINE)
-    with_data = [words for words in map(shlex.split, commands) if words[1] in ("phase1", "phase2", "rollout", "policy")]
-    assert len(with_data) == 2 * 60 * 3 + 59
+    with_data = [words for words in map(shlex.split, commands) if words[1] in WITH_DATA]
+    assert len(with_data) == 2 * 60 * 4 + 59
     for words in with_data:
         cycle = int(words[words.index("--cycle") + 1])
         data = words[words.index("--data") + 1 :]

@@ -319,7 +319,7 @@ def test_runs_are_given_once_and_seeds_are_alike(tmp_path: Path) -> None:
 
 
 def test_a_run_is_read_as_it_is_written() -> None:
-    for files in (run(), run("mbpo", 7, model_every=4), run("sac", model_every=0)):
+    for files in (run(), run("mbpo", 7, model_every=4, theory=True), run("sac", model_every=0)):
         assert RunFiles.parse(str(files)) == files
     assert RunFiles.parse("Hopper/mbpo/seed-3:cycles=2:cycle_steps=50") == RunFiles("Hopper", "mbpo", 3, 2, 50)
 

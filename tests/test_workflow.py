@@ -39,6 +39,7 @@ PAIRS = [
     (f"{OF_USBPO}/00002/model.safetensors", f"{OF_MBPO}/data/00000.h5"),
     (f"{OF_USBPO}/00002/rollouts.h5", f"{OF_MBPO}/00000/policy.safetensors"),
     (f"{OF_USBPO}/00002/policy.safetensors", f"{OF_MBPO}/00002/phase1.json"),
+    (f"{OF_USBPO}/00002/theory.h5", f"{OF_MBPO}/00002/theory.json"),
 ]
 """Every kind of artifact once; the two of a pair lie in runs that do not know each other."""
 
@@ -78,7 +79,9 @@ def test_every_job_leaves_a_log_and_a_benchmark(finished: Path) -> None:
         for path in (finished / "data/runs" / run / kind).rglob("*.*")
     }
     assert {
-        f"{c:05d}/{stage}" for c in (1, 2, 3) for stage in ("collect", "phase1", "rollout", "policy", "evaluate")
+        f"{c:05d}/{stage}"
+        for c in (1, 2, 3)
+        for stage in ("collect", "phase1", "rollout", "policy", "evaluate", "theory")
     } <= stages
     for run, with_phase2 in ((USBPO, ["00002", "00003"]), (MBPO, [])):
         for kind, suffix in (("logs", "log"), ("benchmarks", "tsv")):
@@ -107,6 +110,7 @@ def expected_jobs() -> set[Job]:
         | jobs("phase2", [2, 3], [USBPO])
         | jobs("rollout", on_policy)
         | jobs("policy", on_policy)
+        | jobs("theory", on_policy)
     )
 
 
@@ -189,12 +193,13 @@ def test_stages_without_the_warm_worker_give_the_same_bytes(workspace: Path, fin
     shutil.rmtree(workspace / f"{OF_USBPO}/00003")
     for path in [*untrained, workspace / f"{OF_USBPO}/data/00003.h5"]:
         path.unlink()
-    targets = [f"{OF_USBPO}/00003/evaluation.h5", f"{OF_MBPO}/00000/evaluation.h5"]
+    targets = [f"{OF_USBPO}/00003/{name}" for name in ("evaluation.h5", "theory.h5")]
+    targets.append(f"{OF_MBPO}/00000/evaluation.h5")
     worker_log = workspace / ".snakemake/usbpo-worker.log"
     worker_log.unlink()
     done = snakemake(workspace, *targets, USBPO_WARM="0")
     assert done.code == 0, done.said
-    assert "8 of 8 jobs" in done.said
+    assert "9 of 9 jobs" in done.said
     assert not worker_log.exists()
     assert tree(workspace) == finished_tree
 
@@ -204,7 +209,7 @@ def test_stages_without_the_warm_worker_give_the_same_bytes(workspace: Path, fin
 
 def test_more_cycles_only_add_jobs(workspace: Path) -> None:
     new = [4, 5]
-    added = [jobs(rule, new) for rule in ("collect", "phase1", "rollout", "policy", "evaluate")]
+    added = [jobs(rule, new) for rule in ("collect", "phase1", "rollout", "policy", "evaluate", "theory")]
     assert planned(workspace, "--config", "steps=150") == set().union(*added) | jobs("phase2", new, [USBPO]) | RESULTS
 
 
@@ -238,9 +243,19 @@ def test_more_evaluation_episodes_rerun_evaluations_only(workspace: Path) -> Non
     assert planned(workspace) == jobs("evaluate", ALL) | RESULTS
 
 
+def test_more_rows_of_the_theory_rerun_the_theory_only(workspace: Path) -> None:
+    set_key(workspace, "algorithms/test-mbpo", "theory.rows", 40)
+    assert planned(workspace) == jobs("theory", range(1, CYCLES + 1)) | RESULTS
+
+
+def test_without_the_theory_only_the_results_are_drawn_again(workspace: Path) -> None:
+    set_key(workspace, "algorithms/test-mbpo", "theory", None)
+    assert planned(workspace) == RESULTS
+
+
 def test_another_learning_rate_of_phase_2_reruns_from_phase_2_of_the_second_cycle_on(workspace: Path) -> None:
     set_key(workspace, "algorithms/test-usbpo", "phase2.learning_rate", 2e-4)
-    later = [jobs(rule, [2, 3], [USBPO]) for rule in ("phase2", "rollout", "policy", "evaluate")]
+    later = [jobs(rule, [2, 3], [USBPO]) for rule in ("phase2", "rollout", "policy", "evaluate", "theory")]
     follows = jobs("collect", [3], [USBPO]) | jobs("phase1", [3], [USBPO])
     assert planned(workspace) == set().union(*later) | follows | RESULTS
 
@@ -267,7 +282,7 @@ def test_comments_and_the_report_rerun_no_science_but_code_does(workspace: Path,
     text = ensemble.read_text(encoding="utf-8")
     assert "1e-12" in text
     ensemble.write_text(text.replace("1e-12", "1e-11"), encoding="utf-8")
-    of_models = [jobs(rule, [1, 2, 3]) for rule in ("phase1", "rollout", "policy", "evaluate")]
+    of_models = [jobs(rule, [1, 2, 3]) for rule in ("phase1", "rollout", "policy", "evaluate", "theory")]
     follows = jobs("phase2", [2, 3], [USBPO]) | jobs("collect", [2, 3])
     assert planned(workspace, project=project, **variables) == set().union(*of_models) | follows | RESULTS
 

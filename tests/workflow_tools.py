@@ -26,7 +26,10 @@ FOLDERS = (REPO / "config",)
 USBPO, MBPO = "test-pendulum/test-usbpo/seed-0", "test-pendulum/test-mbpo/seed-0"
 CYCLES = 3
 """Cycles of the test experiment after cycle 0."""
-FIGURES = ("learning_curves", "model_shift_and_bias", "holdout_error", "policy_diagnostics")
+FIGURES = (
+    *("learning_curves", "model_shift_and_bias", "holdout_error", "policy_diagnostics"),
+    *("theory_bracket", "theory_bias", "theory_surrogate", "theory_depth", "theory_bound"),
+)
 RESULT_FILES = (
     *(f"{figure}.{suffix}" for figure in FIGURES for suffix in ("svg", "png")),
     *(f"{figure}.csv" for figure in FIGURES[1:]),

@@ -26,6 +26,7 @@ SECTIONS: dict[str, tuple[type[config.Section], ...]] = {
     "rollout": (config.RolloutKeys,),
     "policy": (config.PolicyKeys,),
     "evaluate": (config.EvaluateKeys,),
+    "theory": (config.TheoryKeys, config.Phase1Keys, config.PolicyKeys),
 }
 """The stages, and the parts of the configuration that their parameters come from."""
 

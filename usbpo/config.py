@@ -269,6 +269,16 @@ class EvaluateKeys(Section):
     )
 
 
+class TheoryKeys(Section):
+    """Measuring shift, bias and the bounds of the poster against the simulator, after each model update."""
+
+    rows: int = key(
+        "Rows of the hold-out and of D_model, each, on which distances are measured.", "rows", OURS, 1024, ge=3
+    )
+    starts: int = key("Real states from which model and simulator take the same actions.", "rows", OURS, 256, ge=1)
+    depth: int = key("Steps that they take.", "model steps", OURS, 10, ge=1)
+
+
 class RunConfig(Section):
     """The whole configuration of a run: one task with one method."""
 
@@ -281,6 +291,7 @@ class RunConfig(Section):
     rollout: RolloutKeys = key("Model rollouts.", "section", MBPO, RolloutKeys())
     policy: PolicyKeys = key("Soft actor-critic.", "section", SOFTLEARNING)
     evaluate: EvaluateKeys = key("Evaluation.", "section", OURS, EvaluateKeys())
+    theory: TheoryKeys | None = key("The theory, measured; null leaves it out.", "section", OURS, TheoryKeys())
 
     @property
     def triggered(self) -> bool:

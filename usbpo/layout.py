@@ -20,6 +20,8 @@ ROLLOUT_METRICS = CYCLE + "/rollout.json"
 POLICY = CYCLE + "/policy.safetensors"
 POLICY_METRICS = CYCLE + "/policy.json"
 EVALUATION = CYCLE + "/evaluation.h5"
+THEORY_METRICS = CYCLE + "/theory.json"
+THEORY_ROWS = CYCLE + "/theory.h5"
 LOG = RUN + "/logs/{cycle}/{stage}.log"
 BENCHMARK = RUN + "/benchmarks/{cycle}/{stage}.tsv"
 

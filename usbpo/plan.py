@@ -62,6 +62,14 @@ class Run:
         cycles = self.schedule.model_cycles(cycle)
         return [self.path(layout.MODEL if self.fine_tunes(c) else layout.MODEL_MLE, c) for c in cycles]
 
+    def measures_theory(self, cycle: int) -> bool:
+        """Whether shift, bias and the bounds are measured in `cycle`: where it has the stages of the model."""
+        return self.config.theory is not None and self.schedule.has_model_stages(cycle)
+
+    def fine_tuned_model(self, cycle: int) -> list[str]:
+        """M2 as phase 2 of `cycle` leaves it; none where there is no phase 2."""
+        return [self.path(layout.MODEL, cycle)] if self.fine_tunes(cycle) else []
+
     def model_to_fine_tune(self, cycle: int) -> str:
         """M2 as phase 1 of `cycle` leaves it to phase 2.
 
@@ -154,6 +162,22 @@ class Run:
         """Fingerprint of the user's module with the termination function; '' for one of usbpo's."""
         return _code_of_module(self.config.environment.termination)
 
+    def theory_options(self) -> str:
+        """Parameters of `theory`; it takes the rows that phase 1 held out.
+
+        Raises:
+            UsbpoError: the method measures no theory.
+        """
+        if self.config.theory is None:
+            raise UsbpoError(f"the method {self.method} measures no theory; set theory in config/algorithms.")
+        holdout = as_options(self.config.phase1, only={"holdout_ratio", "holdout_limit"})
+        discount = as_options(self.config.policy, only={"discount"})
+        termination = shlex.quote(self.config.environment.termination)
+        return (
+            f"{self._environment()} --termination {termination} {as_options(self.config.theory)} {holdout} {discount} "
+            f"--retained-updates {self.schedule.retained_updates}"
+        )
+
     def _environment(self) -> str:
         environment = self.config.environment
         arguments = json.dumps(environment.arguments, sort_keys=True)
@@ -173,6 +197,7 @@ class Run:
             evaluate_every=schedule.evaluate_every,
             phase2=self.config.phase2 is not None,
             triggered=schedule.triggered,
+            theory=self.config.theory is not None and schedule.has_model,
         )
 
     def artifacts(self, cycle: int) -> list[str]:
@@ -186,6 +211,8 @@ class Run:
             templates += [layout.MODEL_MLE, layout.PHASE1_METRICS, layout.ROLLOUTS, layout.ROLLOUT_METRICS]
         if self.fine_tunes(cycle):
             templates += [layout.MODEL, layout.PHASE2_METRICS]
+        if self.measures_theory(cycle):
+            templates += [layout.THEORY_ROWS, layout.THEORY_METRICS]
         block = completed_block(cycle)
         blocks = [] if block is None else [self.path(layout.BLOCK, block)]
         return [self.path(template, cycle) for template in templates] + self.trigger(cycle) + blocks
@@ -258,8 +285,8 @@ class Plan:
         }
 
     def result_inputs(self) -> list[str]:
-        """What the figures and tables are drawn from: evaluations and metrics of all runs."""
-        return [path for path in self.artifacts() if path.endswith((".json", "evaluation.h5"))]
+        """What the figures and tables are drawn from: evaluations, metrics and the rows of the theory, of all runs."""
+        return [path for path in self.artifacts() if path.endswith((".json", "evaluation.h5", "theory.h5"))]
 
     def result_runs(self) -> list[str]:
         """The runs as `usbpo results --runs` takes them."""

@@ -10,7 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from usbpo.errors import UsbpoError
 from usbpo.files import read_json
-from usbpo.layout import EVALUATION, PHASE1_METRICS, PHASE2_METRICS, POLICY_METRICS, TRIGGER
+from usbpo.layout import (
+    EVALUATION,
+    PHASE1_METRICS,
+    PHASE2_METRICS,
+    POLICY_METRICS,
+    THEORY_METRICS,
+    THEORY_ROWS,
+    TRIGGER,
+)
 from usbpo.report.runs import RunFiles
 from usbpo.transitions import opened
 
@@ -84,6 +92,87 @@ class Trigger(Metrics):
     threshold: float
 
 
+class Terms(BaseModel):
+    """The terms of poster eq 1 and 4 with one M2, as means over rows; what could not be measured is null."""
+
+    model_config = Metrics.model_config
+
+    shift: float | None
+    surrogate_bias: float
+    true_bias: float | None
+    error: float | None
+    """Mean distance of M2's mean from the real outcome"""
+    spread: float
+    """Mean norm of M2's standard deviation"""
+    previous_bias: float | None
+    bracket: float | None
+    rank_correlation: float | None
+    true_bias_max: float | None
+    bound_shift_term: float | None
+    bound_policy_term: float | None
+    bound: float | None
+
+
+class Measured(BaseModel):
+    """What was measured on the hold-out, or on model rollouts."""
+
+    model_config = Metrics.model_config
+
+    rows: int
+    policy_shift: float
+    before: Terms | None
+    """With M2 as phase 1 left it; null where there is no phase 2"""
+    after: Terms
+    """With the M2 that rolls out"""
+
+
+class DepthLine(BaseModel):
+    """How far model and simulator are apart after as many steps of equal actions."""
+
+    model_config = Metrics.model_config
+
+    depth: int
+    branches: int
+    error_mean: float
+    error_q25: float
+    error_q50: float
+    error_q75: float
+    moved: float
+    one_step: float | None
+
+
+class Floor(BaseModel):
+    """How well a state that was set from an observation stands for the real one."""
+
+    model_config = Metrics.model_config
+
+    rows: int
+    undetermined: int
+    median: float | None
+    q95: float | None
+    max: float | None
+    mean: float | None
+
+
+class Theory(Metrics):
+    """theory.json"""
+
+    discount: float
+    holdout: Measured | None
+    rollout: Measured | None
+    reconstruction: Floor | None
+    depth: list[DepthLine] | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Surrogate and true bias of single rows, by place (`holdout`, `rollout`) and phase (`before`, `after`)."""
+
+    cycle: int
+    biases: dict[tuple[str, str], tuple[NDArray[np.float32], NDArray[np.float32]]]
+    """Surrogate and true bias, (rows,) each, in W2"""
+
+
 class PolicyLine(BaseModel):
     """The agent's state after some updates; what a method does not have is null."""
 
@@ -118,6 +207,9 @@ class Run:
     phase1: list[Phase1]
     phase2: list[Phase2]
     policy: list[Policy]
+    theory: list[Theory]
+    rows: Rows | None
+    """Of the last model update after which the theory was measured"""
 
 
 def read_run(files: RunFiles, root: Path) -> Run:
@@ -129,6 +221,7 @@ def read_run(files: RunFiles, root: Path) -> Run:
     checks = files.model_updates() if files.triggered else []
     trigger = [_metrics(Trigger, TRIGGER, files, cycle, root) for cycle in checks]
     held_back = {metrics.cycle for metrics in trigger if not metrics.fired}
+    measured = [cycle for cycle in files.measurements() if cycle not in held_back]
     return Run(
         files,
         [read_evaluation(files, cycle, root) for cycle in files.evaluations()],
@@ -136,7 +229,27 @@ def read_run(files: RunFiles, root: Path) -> Run:
         [_metrics(Phase1, PHASE1_METRICS, files, c, root) for c in files.model_updates() if c not in held_back],
         [_metrics(Phase2, PHASE2_METRICS, files, c, root) for c in files.fine_tunings() if c not in held_back],
         [_metrics(Policy, POLICY_METRICS, files, cycle, root) for cycle in files.policy_updates()],
+        [_metrics(Theory, THEORY_METRICS, files, cycle, root) for cycle in measured],
+        read_rows(files, measured[-1], root) if measured else None,
     )
+
+
+def read_rows(files: RunFiles, cycle: int, root: Path) -> Rows:
+    """Read surrogate and true bias of each row; none where the true bias was not measured.
+
+    Raises:
+        UsbpoError: the file is missing, damaged, or of another run or cycle.
+    """
+    path = root / files.path(THEORY_ROWS, cycle)
+    found = {}
+    with opened(path, "theory") as (file, header):
+        _belongs(path, files, cycle, header.task, header.seed, header.cycle)
+        for place in file:
+            for phase, arrays in file[place].items():
+                if "true_bias" in arrays:
+                    pair = (arrays["surrogate_bias"][()], arrays["true_bias"][()])
+                    found[place, phase] = pair
+    return Rows(cycle, found)
 
 
 def read_evaluation(files: RunFiles, cycle: int, root: Path) -> Evaluation:

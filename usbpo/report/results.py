@@ -5,7 +5,7 @@ from pathlib import Path
 
 from usbpo.errors import UsbpoError
 from usbpo.files import write_text
-from usbpo.report import drawing, figures, tables
+from usbpo.report import drawing, figures, tables, theory_figures
 from usbpo.report.records import read_run
 from usbpo.report.runs import RunFiles
 
@@ -41,6 +41,7 @@ def results(*, experiment: str, runs: Sequence[RunFiles], output: Path, root: Pa
     drawing.save(lambda: figures.model_shift_and_bias(read), output / "model_shift_and_bias")
     drawing.save(lambda: figures.holdout_error(read), output / "holdout_error")
     drawing.save(lambda: figures.policy_diagnostics(read), output / "policy_diagnostics")
+    theory_figures.save(read, output)
 
 
 def _check(runs: Sequence[RunFiles]) -> None:

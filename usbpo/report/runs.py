@@ -10,15 +10,23 @@ from usbpo.layout import five_digits
 from usbpo.schedule import evaluates
 
 _RUN = re.compile(r"(?P<task>[^/:]+)/(?P<method>[^/:]+)/seed-(?P<seed>\d+)(?::(?P<options>.+))?")
-FORM = "TASK/METHOD/seed-N:cycles=N:cycle_steps=N[:model_every=N][:evaluate_every=N][:phase2=yes|no][:triggered=yes|no]"
+FORM = (
+    "TASK/METHOD/seed-N:cycles=N:cycle_steps=N[:model_every=N][:evaluate_every=N]"
+    "[:phase2=yes|no][:triggered=yes|no][:theory=yes|no]"
+)
 """How a run is written on the command line."""
-_SWITCHES = ("phase2", "triggered")
+_SWITCHES = ("phase2", "triggered", "theory")
 
 FILES = (
     *("learning_curves.svg", "learning_curves.png", "final_returns.csv", "final_returns.md", "evaluations.csv"),
     *("model_shift_and_bias.svg", "model_shift_and_bias.png", "model_shift_and_bias.csv"),
     *("holdout_error.svg", "holdout_error.png", "holdout_error.csv"),
     *("policy_diagnostics.svg", "policy_diagnostics.png", "policy_diagnostics.csv"),
+    *("theory_bracket.svg", "theory_bracket.png", "theory_bracket.csv"),
+    *("theory_bias.svg", "theory_bias.png", "theory_bias.csv"),
+    *("theory_surrogate.svg", "theory_surrogate.png", "theory_surrogate.csv"),
+    *("theory_depth.svg", "theory_depth.png", "theory_depth.csv"),
+    *("theory_bound.svg", "theory_bound.png", "theory_bound.csv"),
 )
 """What `results` leaves in its output folder."""
 
@@ -42,6 +50,8 @@ class RunFiles:
     """Whether the method fine-tunes the model; the first model update never does."""
     triggered: bool = False
     """Whether a trigger decides which of the cycles named by `model_every` update the model."""
+    theory: bool = False
+    """Whether shift, bias and bounds are measured after each model update."""
 
     @classmethod
     def parse(cls, text: str) -> "RunFiles":
@@ -100,6 +110,10 @@ class RunFiles:
     def fine_tunings(self) -> list[int]:
         """The cycles that run phase 2: all model updates but the first, which has no model rollouts yet."""
         return self.model_updates()[1:] if self.phase2 else []
+
+    def measurements(self) -> list[int]:
+        """The cycles after which the theory is measured."""
+        return self.model_updates() if self.theory else []
 
     def path(self, pattern: str, cycle: int) -> Path:
         """A file of one cycle, relative to the root of the repository; `pattern` is one of `usbpo.layout`."""

@@ -41,6 +41,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "rollout": (layout.ROLLOUTS, layout.ROLLOUT_METRICS),
     "policy": (layout.POLICY, layout.POLICY_METRICS),
     "evaluate": (layout.EVALUATION,),
+    "theory": (layout.THEORY_ROWS, layout.THEORY_METRICS),
 }
 """What each stage leaves behind; the stage has ended when any of it is there (large files may be let go later)."""
 

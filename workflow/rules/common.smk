@@ -105,6 +105,11 @@ SHOWN = {
     "model_shift_and_bias.svg": "Model",
     "holdout_error.svg": "Model",
     "policy_diagnostics.svg": "Policy",
+    "theory_bracket.svg": "Theory",
+    "theory_bias.svg": "Theory",
+    "theory_surrogate.svg": "Theory",
+    "theory_depth.svg": "Theory",
+    "theory_bound.svg": "Theory",
 }
 
 

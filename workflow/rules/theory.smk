@@ -1,0 +1,37 @@
+# The theory, measured: nothing but the results waits for it.
+
+
+rule theory:
+    input:
+        data=of_cycle("real_data"),
+        rollouts=of_cycle("model_data_before"),
+        model_mle=layout.MODEL_MLE,
+        model=of_cycle("fine_tuned_model"),
+        previous=of_cycle("previous_models"),
+        previous_policy=of_cycle("previous_policy"),
+        policy=layout.POLICY,
+        trigger=of_cycle("trigger"),
+    output:
+        rows=layout.THEORY_ROWS,
+        metrics=layout.THEORY_METRICS,
+    log:
+        layout.LOG.replace("{stage}", "theory"),
+    benchmark:
+        layout.BENCHMARK.replace("{stage}", "theory")
+    conda:
+        "../envs/usbpo.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        options=of_run("theory_options"),
+        code=code_of("theory"),
+        environment=of_run("environment_code"),
+        termination=of_run("termination_code"),
+    message:
+        "theory: shift, bias and bounds of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
+    shell:
+        "usbpo theory --data {input.data} --rollouts {input.rollouts} --model-mle {input.model_mle} "
+        "--model {input.model} --previous-models {input.previous} --previous-policy {input.previous_policy} "
+        "--policy {input.policy} --trigger {input.trigger} --output {output.rows} --metrics {output.metrics} "
+        "--seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"
