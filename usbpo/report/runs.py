@@ -15,7 +15,12 @@ FORM = "TASK/METHOD/seed-N:cycles=N:cycle_steps=N[:model_every=N][:evaluate_ever
 _SWITCHES = ("phase2", "triggered")
 
 FILES = (
-    *("learning_curves.svg", "learning_curves.png", "final_returns.csv", "final_returns.md", "evaluations.csv"),
+    *("learning_curves.svg", "learning_curves.png", "learning_curves.csv", "evaluations.csv"),
+    *("beside_published.svg", "beside_published.png", "beside_published.csv"),
+    *("final_returns.csv", "final_returns.md"),
+    *("comparison.csv", "comparison.md", "steps_to_return.csv"),
+    *("aggregate.svg", "aggregate.png", "aggregate.csv"),
+    *("probability_of_improvement.svg", "probability_of_improvement.png", "probability_of_improvement.csv"),
     *("model_shift_and_bias.svg", "model_shift_and_bias.png", "model_shift_and_bias.csv"),
     *("holdout_error.svg", "holdout_error.png", "holdout_error.csv"),
     *("policy_diagnostics.svg", "policy_diagnostics.png", "policy_diagnostics.csv"),

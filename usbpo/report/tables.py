@@ -1,13 +1,17 @@
-"""The tables of an experiment: final returns, and the numbers behind every figure."""
+"""The tables of an experiment: final returns, comparisons, and the numbers behind every figure."""
 
 import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 import numpy as np
 
-from usbpo.report.records import Run
+from usbpo.report.published import published, related
+from usbpo.report.records import Run, grouped
+from usbpo.report.scores import ALL_TASKS, BASE, SCORES, Curve, Improvement, Pooled, TaskScores
+from usbpo.report.statistics import Estimate, median_with_never
 
 Cell = str | int | float | bool | None
 
@@ -50,14 +54,6 @@ class FinalReturn:
     """Sample standard deviation over seeds (n − 1); None for one seed."""
     min: float
     max: float
-
-
-def grouped(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs by (task, method), both in order of appearance; a group's members differ in their seed alone."""
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.files.task, run.files.method), []).append(run)
-    return groups
 
 
 def final_returns(runs: Sequence[Run]) -> list[FinalReturn]:
@@ -128,6 +124,150 @@ def evaluations(runs: Iterable[Run]) -> Table:
             ):
                 rows.append((*_place(run, evaluation.cycle), episode, int(seed), float(total), int(length)))
     return Table(columns, rows)
+
+
+def learning_curves(curves: Iterable[Curve]) -> Table:
+    """`learning_curves.csv`: one row for every point of every curve, with what the band beside it spans."""
+    columns = ("task", "method", "on_policy_steps", "seeds", "iqm", "low", "high", "band")
+    rows: list[tuple[Cell, ...]] = []
+    for curve in curves:
+        single = len(curve.seeds) == 1
+        low, high = (curve.worst, curve.best) if single else (curve.estimate.low, curve.estimate.high)
+        for steps, value, *ends in zip(curve.steps, curve.estimate.value, low, high, strict=True):
+            where = (curve.task, curve.method, int(steps), len(curve.seeds))
+            rows.append((*where, float(value), *map(float, ends), "episodes" if single else "seeds"))
+    return Table(columns, rows)
+
+
+def beside_published(curves: Sequence[Curve]) -> Table:
+    """`beside_published.csv`: our interquartile means and the published ones; `published_task` if its name differs."""
+    columns = ("task", "algorithm", "source", "published_task", "seeds", "env_steps", "return")
+    rows: list[tuple[Cell, ...]] = []
+    for task in dict.fromkeys(curve.task for curve in curves):
+        for curve in curves:
+            if curve.task == task:
+                where = (task, curve.method, "this experiment", None, len(curve.seeds))
+                points = zip(curve.steps, curve.estimate.value, strict=True)
+                rows += [(*where, int(steps), float(value)) for steps, value in points]
+        for other in published(task) + related(task):
+            name = None if other.task == task else other.task
+            whence = (task, other.algorithm, other.source, name, other.seeds)
+            points = zip(other.steps, other.returns, strict=True)
+            rows += [(*whence, int(steps), float(value)) for steps, value in points]
+    return Table(columns, rows)
+
+
+def comparison(tasks: Iterable[TaskScores]) -> Table:
+    """`comparison.csv`: final return, area under the curve and steps to returns, for every task and method."""
+    names = ("return", "seeds_there", "steps")
+    shares = [f"{name}_{percent}" for percent in ("25", "50", "75", "90") for name in names]
+    estimates = [f"{score}_{part}" for score in SCORES for part in ("iqm", "low", "high")]
+    columns = ("task", "method", "seeds", "on_policy_steps", *estimates, "yardstick", *shares)
+    rows: list[tuple[Cell, ...]] = []
+    for task in tasks:
+        for method, scores in task.methods.items():
+            cells: list[Cell] = [task.task, method, len(scores.curve.seeds), scores.steps]
+            for score in SCORES:
+                cells += _numbers(scores.estimate(score))
+            cells.append(task.yardstick.source if task.yardstick else None)
+            for _, level in task.levels:
+                steps = scores.steps_to(level)
+                cells += [level, int(np.isfinite(steps).sum()), _whole(median_with_never(steps))]
+            rows.append((*cells, *[None] * (len(columns) - len(cells))))
+    return Table(columns, rows)
+
+
+def comparison_markdown(experiment: str, tasks: Sequence[TaskScores]) -> str:
+    """`comparison.md`: the same to be read, rounded."""
+    lines = [
+        f"# The methods of the experiment {experiment} compared",
+        "",
+        "| task | method | seeds | on-policy steps | final return | area under the curve "
+        "| steps to 25 % | 50 % | 75 % | 90 % |",
+        "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for task in tasks:
+        for method, scores in task.methods.items():
+            seeds = len(scores.curve.seeds)
+            cells = [task.task, method, str(seeds), f"{scores.steps:,}"]
+            cells += [_interval(scores.estimate(score)) for score in SCORES]
+            for _, level in task.levels:
+                steps = scores.steps_to(level)
+                there, median = int(np.isfinite(steps).sum()), _whole(median_with_never(steps))
+                cells.append(
+                    ("–" if median is None else f"{median:,}") + (f" ({there}/{seeds})" if there < seeds else "")
+                )
+            cells += ["–"] * (10 - len(cells))
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "What 100 % is:", ""]
+    for task in tasks:
+        stick = task.yardstick
+        what = (
+            f"{_rounded(stick.high)}; {_rounded(stick.low)} is 0 % ({stick.source})" if stick else "nothing learned yet"
+        )
+        lines.append(f"- {task.task}: {what}.")
+    lines += [
+        "",
+        "Final return and area under the curve (the mean height of the curve, in units of return): interquartile mean "
+        "over seeds, in brackets its 95 % bootstrap interval where there are several; a seed counts by the mean of its "
+        "evaluation episodes. All methods of a task are compared up to the last step that all have reached. Steps: "
+        "median over seeds of the first evaluation at or above the return, where a seed that never got there is later "
+        "than all others; in brackets how many got there, if not all; a dash: fewer than the median needs.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def steps_to_return(tasks: Iterable[TaskScores]) -> Table:
+    """`steps_to_return.csv`: one row for every seed and return; empty steps mean never."""
+    columns = ("task", "method", "seed", "share", "return", "on_policy_steps")
+    rows: list[tuple[Cell, ...]] = [
+        (task.task, method, seed, share, level, _whole(steps))
+        for task in tasks
+        for method, scores in task.methods.items()
+        for share, level in task.levels
+        for seed, steps in zip(scores.curve.seeds, scores.steps_to(level), strict=True)
+    ]
+    return Table(columns, rows)
+
+
+def aggregate(tasks: Iterable[TaskScores], pooled: Iterable[Pooled]) -> Table:
+    """`aggregate.csv`: one row for every interval; over all tasks in shares of the tasks' yardsticks."""
+    columns = ("task", "method", "score", "seeds", "iqm", "low", "high", "unit")
+    rows: list[tuple[Cell, ...]] = [
+        (task.task, method, score, len(scores.curve.seeds), *_numbers(scores.estimate(score)), "return")
+        for task in tasks
+        for method, scores in task.methods.items()
+        for score in SCORES
+    ]
+    rows += [(ALL_TASKS, each.method, each.score, each.seeds, *_numbers(each.estimate), "share") for each in pooled]
+    return Table(columns, rows)
+
+
+def probability_of_improvement(improvements: Iterable[Improvement]) -> Table:
+    """`probability_of_improvement.csv`: one row for every interval."""
+    columns = ("task", "method", "over", "score", "seeds", "seeds_over", "probability", "low", "high")
+    rows: list[tuple[Cell, ...]] = [
+        (each.task, BASE, each.other, each.score, each.seeds, each.other_seeds, *_numbers(each.estimate))
+        for each in improvements
+    ]
+    return Table(columns, rows)
+
+
+def _numbers(estimate: Estimate) -> list[Cell]:
+    """Statistic and interval of an estimate of no dimension, as cells."""
+    ends = [float(value) for value in (estimate.value, estimate.low, estimate.high)]
+    return [None if isnan(value) else value for value in ends]
+
+
+def _interval(estimate: Estimate) -> str:
+    value, low, high = (
+        None if isnan(end) else _rounded(float(end)) for end in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value}" if low is None else f"{value} [{low}, {high}]"
+
+
+def _whole(steps: float) -> int | None:
+    return None if isnan(steps) else round(steps)
 
 
 def model_shift_and_bias(runs: Iterable[Run]) -> Table:
