@@ -26,11 +26,14 @@ FOLDERS = (REPO / "config",)
 USBPO, MBPO = "test-pendulum/test-usbpo/seed-0", "test-pendulum/test-mbpo/seed-0"
 CYCLES = 3
 """Cycles of the test experiment after cycle 0."""
-FIGURES = ("learning_curves", "model_shift_and_bias", "holdout_error", "policy_diagnostics")
+FIGURES = (
+    *("learning_curves", "beside_published", "aggregate", "probability_of_improvement"),
+    *("model_shift_and_bias", "holdout_error", "policy_diagnostics"),
+)
 RESULT_FILES = (
-    *(f"{figure}.{suffix}" for figure in FIGURES for suffix in ("svg", "png")),
-    *(f"{figure}.csv" for figure in FIGURES[1:]),
+    *(f"{figure}.{suffix}" for figure in FIGURES for suffix in ("svg", "png", "csv")),
     *("evaluations.csv", "final_returns.csv", "final_returns.md"),
+    *("comparison.csv", "comparison.md", "steps_to_return.csv"),
 )
 """What an experiment leaves in its folder of results."""
 

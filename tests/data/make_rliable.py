@@ -1,13 +1,13 @@
 """Makes rliable.json again: what rliable says about a few small arrays of scores.
 
-rliable 1.2 needs pandas < 3 and ignores the random state that it is given, so it stays out of the project's environment,
-and its intervals differ a little from run to run. Recipe:
+rliable 1.2 needs pandas < 3 and ignores the random state that it is given, so it stays out of the project's
+environment, and its intervals differ a little from run to run. Recipe:
 
     python -m venv /tmp/rliable && /tmp/rliable/bin/pip install 'rliable==1.2.0' 'pandas<3'
     /tmp/rliable/bin/python tests/data/make_rliable.py
 
-Scores of a case are x (runs, tasks) and, of another method, y (runs, tasks). Recorded are the interquartile mean of x and
-the probability of improvement of x over y, each with the ends of its 95 % stratified-bootstrap interval, and the
+Scores of a case are x (runs, tasks) and, of another method, y (runs, tasks). Recorded are the interquartile mean of x
+and the probability of improvement of x over y, each with the ends of its 95 % stratified-bootstrap interval, and the
 same for each task by itself.
 """
 
@@ -35,7 +35,7 @@ def cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def interval(scores: dict, function) -> dict:  # noqa: ANN001
+def interval(scores: dict, function) -> dict:
     """A statistic and the ends of its interval."""
     points, intervals = library.get_interval_estimates(scores, function, reps=REPETITIONS)
     (value,), (ends,) = points.values(), intervals.values()

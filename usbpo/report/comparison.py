@@ -1,7 +1,6 @@
 """Figures that compare methods: aggregate scores, and the probability of improvement, each with its intervals."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,7 +23,7 @@ def aggregate(tasks: Sequence[TaskScores], pooled: Sequence[Pooled]) -> Figure:
         panels["All tasks"] = {(each.method, each.score): each.estimate for each in pooled}
     for task in tasks:
         panels[task.task] = {
-            (method, score): scores.estimate(score) for method, scores in task.methods.items() for score in SCORES
+            (method, score): scores.estimates[score] for method, scores in task.methods.items() for score in SCORES
         }
     figure, drawn = _panels(panels, methods, drawing.looks(methods))
     for axes, name in zip(drawn, panels, strict=True):
@@ -91,21 +90,22 @@ def _panels(panels: dict[str, Rows], methods: Sequence[str], style: dict[str, Lo
 
 def _kinds() -> list[Line2D]:
     """Legend entries for the two scores, whatever the method."""
-    final: dict[str, Any] = {
-        "linewidth": 4,
-        "markersize": 8,
-        "markerfacecolor": drawing.QUIET,
-        "markeredgecolor": "white",
-    }
-    area: dict[str, Any] = {
-        "linewidth": 2.5,
-        "markersize": 6,
-        "markerfacecolor": "white",
-        "markeredgecolor": drawing.QUIET,
-    }
+    kinds = [
+        ("final return", 4.0, 8.0, drawing.QUIET, "white"),
+        ("area under the curve", 2.5, 6.0, "white", drawing.QUIET),
+    ]
     return [
-        Line2D([], [], color=drawing.QUIET, marker="o", label=label, **look)
-        for label, look in (("final return", final), ("area under the curve", area))
+        Line2D(
+            *([], []),
+            color=drawing.QUIET,
+            marker="o",
+            label=label,
+            linewidth=width,
+            markersize=size,
+            markerfacecolor=face,
+            markeredgecolor=edge,
+        )
+        for label, width, size, face, edge in kinds
     ]
 
 

@@ -187,4 +187,4 @@ def _number(line: PolicyLine, name: str) -> float:
 def _spread(runs: Sequence[Run]) -> str:
     """What is drawn where a line is a mean over seeds."""
     seeds = max(len(group) for group in grouped(runs).values())
-    return "One seed." if seeds == 1 else f"Lines: mean over {seeds} seeds. Shaded: minimum to maximum over seeds."
+    return "One seed." if seeds == 1 else f"Lines: mean over {seeds} seeds. Shaded, of solid lines: minimum to maximum."

@@ -55,8 +55,12 @@ class Scores:
     values: dict[str, Array]
     """For each of `SCORES` (seeds,)"""
 
-    def estimate(self, score: str) -> Estimate:
-        """Interquartile mean over seeds of one of `SCORES`, with its interval; arrays of no dimension."""
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """For each of `SCORES` the interquartile mean over seeds with its interval, arrays of no dimension."""
+        return {score: self._estimate(score) for score in SCORES}
+
+    def _estimate(self, score: str) -> Estimate:
         random = statistics.generator(self.curve.task, self.curve.method, score)
         one = statistics.iqm_over_seeds(self.values[score][:, None], random)
         return Estimate(one.value[0], one.low[0], one.high[0])

@@ -18,6 +18,8 @@ Indices = NDArray[np.int64]
 
 REPETITIONS = 2000
 """Bootstrap resamples. The ends of a 95 % interval move by about 3 % of its width between two sets of so many."""
+PIECE = 200
+"""Points of a curve that are resampled at once."""
 LEVEL = 0.95
 """Share of the resamples that lies within an interval."""
 
@@ -66,8 +68,12 @@ def iqm_over_seeds(scores: Array, random: np.random.Generator, repetitions: int 
     drawn = np.sort(resamples(len(scores), 1, random, repetitions)[:, :, 0], axis=1)
     # A few seeds can be drawn in a few ways only: 126 for 5 seeds. Each way is computed once.
     ways, which = np.unique(drawn, axis=0, return_inverse=True)
-    replicates = np.stack([iqm(scores[way]) for way in ways])[which.reshape(-1)]
-    return _estimate(iqm(scores), replicates, len(scores))
+    # In pieces, so that many seeds at many points stay small in memory.
+    pieces = [
+        _estimate(iqm(piece), iqm(piece[ways].swapaxes(0, 1))[which.reshape(-1)], len(scores))
+        for piece in np.array_split(scores, -(-scores.shape[1] // PIECE), axis=1)
+    ]
+    return Estimate(*(np.concatenate([getattr(e, name) for e in pieces]) for name in ("value", "low", "high")))
 
 
 def iqm_over_tasks(scores: Array, random: np.random.Generator, repetitions: int = REPETITIONS) -> Estimate:

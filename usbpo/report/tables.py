@@ -168,7 +168,7 @@ def comparison(tasks: Iterable[TaskScores]) -> Table:
         for method, scores in task.methods.items():
             cells: list[Cell] = [task.task, method, len(scores.curve.seeds), scores.steps]
             for score in SCORES:
-                cells += _numbers(scores.estimate(score))
+                cells += _numbers(scores.estimates[score])
             cells.append(task.yardstick.source if task.yardstick else None)
             for _, level in task.levels:
                 steps = scores.steps_to(level)
@@ -190,7 +190,7 @@ def comparison_markdown(experiment: str, tasks: Sequence[TaskScores]) -> str:
         for method, scores in task.methods.items():
             seeds = len(scores.curve.seeds)
             cells = [task.task, method, str(seeds), f"{scores.steps:,}"]
-            cells += [_interval(scores.estimate(score)) for score in SCORES]
+            cells += [_interval(scores.estimates[score]) for score in SCORES]
             for _, level in task.levels:
                 steps = scores.steps_to(level)
                 there, median = int(np.isfinite(steps).sum()), _whole(median_with_never(steps))
@@ -234,7 +234,7 @@ def aggregate(tasks: Iterable[TaskScores], pooled: Iterable[Pooled]) -> Table:
     """`aggregate.csv`: one row for every interval; over all tasks in shares of the tasks' yardsticks."""
     columns = ("task", "method", "score", "seeds", "iqm", "low", "high", "unit")
     rows: list[tuple[Cell, ...]] = [
-        (task.task, method, score, len(scores.curve.seeds), *_numbers(scores.estimate(score)), "return")
+        (task.task, method, score, len(scores.curve.seeds), *_numbers(scores.estimates[score]), "return")
         for task in tasks
         for method, scores in task.methods.items()
         for score in SCORES
