@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from rliable import library, metrics
 
-REPETITIONS = 50_000
+REPETITIONS = 10_000
 
 
 def cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -16,7 +16,7 @@ FEW_SEEDS = 5
 """Up to so many seeds are drawn as thin lines,"""
 FEW_METHODS = 4
 """of up to so many methods; more would hide each other."""
-GREYS = ("#4D4D4D", "#7A7A7A", "#A3A3A3")
+GREYS = ("#4D4D4D", "#6E6E6E", "#8F8F8F", "#B0B0B0")
 COMPARED = ("mbpo", "cmlo", "sac")
 """Published algorithms that stand in the learning curves; all others only in their own figure."""
 
@@ -32,7 +32,7 @@ def learning_curves(curves: Sequence[Curve]) -> Figure:
         top = max(curve.steps[-1] for curve in curves if curve.task == task)
         for other in _within(task, top):
             x, y = _up_to(other, top)
-            drawing.published_line(axes, x, y, *_published_look(other, style))
+            drawing.published_line(axes, x, y, *_published_look(other, style), other.seeds == 1)
             shown[other.label] = other
             ends.append(_end(other, y, f"{other.label}, published", style))
         _finish(axes, task, 6 if single else 5)
@@ -62,7 +62,7 @@ def beside_published(curves: Sequence[Curve]) -> Figure:
         top, ends = _budget(task, curves), []
         for other in published(task) + related(task):
             x, y = _up_to(other, top)
-            drawing.published_line(axes, x, y, *_published_look(other, style))
+            drawing.published_line(axes, x, y, *_published_look(other, style), other.seeds == 1)
             name = f"{other.label}, {other.task}" if other.task != task else other.label
             ends.append(_end(other, y, name, style))
         _finish(axes, task, 5)
@@ -157,7 +157,7 @@ def _explanation(curves: Sequence[Curve], compared: bool) -> str:
     """What is drawn in the learning curves."""
     episodes = " or ".join(map(str, sorted({curve.episodes for curve in curves})))
     seeds = sorted({len(curve.seeds) for curve in curves})
-    more = " Dashed: published, see its own figure." if compared else ""
+    more = " Dashed: published curves of the same task." if compared else ""
     if seeds == [1]:
         return f"One seed. Line: mean of {episodes} evaluation episodes. Shaded: their minimum to maximum.{more}"
     number = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import ceil, floor, isnan, log10
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
@@ -187,9 +188,9 @@ def line(axes: Axes, x: Array, y: Array, look: Look, *, dashed: bool = False) ->
     return float(y[-1])
 
 
-def published_line(axes: Axes, x: Array, y: Array, colour: str, dashes: Dashes) -> None:
-    """A curve of other people: thin, broken, behind ours."""
-    axes.plot(x, y, color=colour, linewidth=1.3, linestyle=dashes, zorder=1.5)
+def published_line(axes: Axes, x: Array, y: Array, colour: str, dashes: Dashes, single: bool) -> None:
+    """A curve of other people: thin, broken, behind ours; thinner yet, as it jumps, if it is of a single seed."""
+    axes.plot(x, y, color=colour, linewidth=0.7 if single else 1.3, linestyle=dashes, zorder=1.5)
 
 
 def interval_bar(
@@ -489,7 +490,8 @@ def target_line(axes: Axes, value: float) -> None:
 
 def note(figure: Figure, text: str) -> None:
     """What lines and bands are, small, below everything."""
-    figure.supxlabel(text, x=0.012, ha="left", fontsize=11, color=QUIET)
+    letters = int((figure.get_figwidth() - 0.3) / 0.088)
+    figure.supxlabel("\n".join(wrap(text, letters)), x=0.012, ha="left", fontsize=11, color=QUIET)
 
 
 def message(text: str) -> Figure:
