@@ -271,7 +271,7 @@ def test_methods_that_learn_nothing_have_no_yardstick(tmp_path: Path) -> None:
     results(experiment="trial", runs=[files], output=tmp_path / "out", root=tmp_path)
     row = table(tmp_path / "out/comparison.csv")[0]
     assert (row["yardstick"], row["return_25"]) == ("", "")
-    assert "- Pendulum: nothing learned yet." in (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
+    assert "- Pendulum, 100 %: nothing learned yet." in (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
 
 
 def test_methods_are_compared_at_the_last_step_that_all_have_reached(tmp_path: Path) -> None:

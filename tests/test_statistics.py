@@ -44,8 +44,7 @@ def assert_same_interval(ours: Estimate, theirs: dict[str, float], replicates: A
 
     The end at share p of n resamples is the replicates' quantile at a share that is binomial around p with standard
     error √(p(1−p)/n): 0.0011 for our 20,000 resamples, 0.0016 for rliable's 10,000 and 0.0025 for the 4,000 of
-    `replicates`, by which shares become values. Four standard errors of all three together are 0.013. As the quantiles of
-    the few values that few seeds allow jump, what is compared is values, and the outermost are allowed.
+    `replicates`, by which shares become values. Four standard errors of all three together are 0.013.
     """
     np.testing.assert_allclose(ours.value, theirs["value"], rtol=1e-12, atol=1e-12)
     for share, end, recorded in ((0.025, ours.low, theirs["low"]), (0.975, ours.high, theirs["high"])):

@@ -49,8 +49,12 @@ def results(*, experiment: str, runs: Sequence[RunFiles], output: Path, root: Pa
         "policy_diagnostics": tables.policy_diagnostics(read),
     }.items():
         write_text(output / f"{name}.csv", table.csv())
-    write_text(output / "final_returns.md", tables.final_returns_markdown(experiment, returns))
-    write_text(output / "comparison.md", tables.comparison_markdown(experiment, compared))
+    for name, page in {
+        "final_returns": tables.final_returns_page(experiment, returns),
+        "comparison": tables.comparison_page(experiment, compared),
+    }.items():
+        write_text(output / f"{name}.md", page.markdown())
+        write_text(output / f"{name}.html", page.html())
 
     drawing.save(lambda: curves.learning_curves(evaluated), output / "learning_curves")
     drawing.save(lambda: curves.beside_published(evaluated), output / "beside_published")

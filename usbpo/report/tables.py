@@ -4,14 +4,25 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from math import isnan
 
 import numpy as np
+from numpy.typing import NDArray
 
-from usbpo.report.published import published, related
+from usbpo.report.published import SHARES, published, related
 from usbpo.report.records import Run, grouped
 from usbpo.report.scores import ALL_TASKS, BASE, SCORES, Curve, Improvement, Pooled, TaskScores
 from usbpo.report.statistics import Estimate, median_with_never
+
+STYLE = (
+    "body{font:15px/1.45 sans-serif;color:#222;margin:2em;max-width:75em}h1{font-size:1.3em}"
+    "table{border-collapse:collapse;margin-bottom:1.5em}"
+    "th,td{padding:.3em .8em;text-align:right;border-bottom:1px solid #e6e6e6;white-space:nowrap}"
+    "th{border-bottom:2px solid #666;white-space:normal;vertical-align:bottom}"
+    "td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}p{margin:.4em 0;color:#666}"
+)
+"""Of the pages that tables are, in the colours of the figures."""
 
 Cell = str | int | float | bool | None
 
@@ -38,6 +49,39 @@ def _cell(value: Cell) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return repr(value) if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A table to be read, with what its reader needs to know."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[list[str]]
+    """The first two columns are names, the others numbers."""
+    remarks: list[str]
+    explanation: str
+
+    def markdown(self) -> str:
+        """As a Markdown file."""
+        ruler = [":--"] * 2 + ["--:"] * (len(self.columns) - 2)
+        lines = [f"# {self.title}", ""]
+        lines += [f"| {' | '.join(cells)} |" for cells in (self.columns, *self.rows)]
+        lines.insert(3, f"|{'|'.join(ruler)}|")
+        lines += ["", *(f"- {remark}" for remark in self.remarks), *([""] if self.remarks else []), self.explanation]
+        return "\n".join(lines) + "\n"
+
+    def html(self) -> str:
+        """As a page of its own, which `snakemake --report` shows."""
+        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
+        body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows)
+        remarks = "".join(f"<p>{escape(remark)}</p>\n" for remark in self.remarks)
+        return (
+            f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(self.title)}</title>\n'
+            f"<style>{STYLE}</style></head>\n<body>\n<h1>{escape(self.title)}</h1>\n<table>\n"
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+            f"{remarks}<p>{escape(self.explanation)}</p>\n</body>\n</html>\n"
+        )
 
 
 @dataclass(frozen=True)
@@ -84,25 +128,22 @@ def final_returns_table(rows: Iterable[FinalReturn]) -> Table:
     return Table(columns, [tuple(getattr(row, name) for name in columns) for row in rows])
 
 
-def final_returns_markdown(experiment: str, rows: Sequence[FinalReturn]) -> str:
-    """`final_returns.md`: the same to be read, rounded."""
-    lines = [
-        f"# Final returns of the experiment {experiment}",
-        "",
-        "| task | method | seeds | on-policy steps | mean | std | min | max |",
-        "|:--|:--|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        numbers = " | ".join(_rounded(value) for value in (row.mean, row.std, row.min, row.max))
-        lines.append(f"| {row.task} | {row.method} | {row.seeds} | {row.on_policy_steps:,} | {numbers} |")
+def final_returns_page(experiment: str, rows: Sequence[FinalReturn]) -> Page:
+    """`final_returns.md` and `.html`: the same to be read, rounded."""
     episodes = sorted({row.episodes for row in rows})
-    lines += [
-        "",
+    return Page(
+        f"Final returns of the experiment {experiment}",
+        ("task", "method", "seeds", "on-policy steps", "mean", "std", "min", "max"),
+        [
+            [row.task, row.method, str(row.seeds), f"{row.on_policy_steps:,}"]
+            + [_rounded(value) for value in (row.mean, row.std, row.min, row.max)]
+            for row in rows
+        ],
+        [],
         f"Return of the deterministic policy in the last evaluation, {' or '.join(map(str, episodes))} episodes for "
         "each seed. A seed counts by the mean of its episodes; mean, std (sample, n − 1), min and max are over seeds. "
         "A dash: one seed has no spread over seeds.",
-    ]
-    return "\n".join(lines) + "\n"
+    )
 
 
 def _rounded(value: float | None) -> str:
@@ -160,7 +201,7 @@ def beside_published(curves: Sequence[Curve]) -> Table:
 def comparison(tasks: Iterable[TaskScores]) -> Table:
     """`comparison.csv`: final return, area under the curve and steps to returns, for every task and method."""
     names = ("return", "seeds_there", "steps")
-    shares = [f"{name}_{percent}" for percent in ("25", "50", "75", "90") for name in names]
+    shares = [f"{name}_{share:.0%}".rstrip("%") for share in SHARES for name in names]
     estimates = [f"{score}_{part}" for score in SCORES for part in ("iqm", "low", "high")]
     columns = ("task", "method", "seeds", "on_policy_steps", *estimates, "yardstick", *shares)
     rows: list[tuple[Cell, ...]] = []
@@ -177,44 +218,43 @@ def comparison(tasks: Iterable[TaskScores]) -> Table:
     return Table(columns, rows)
 
 
-def comparison_markdown(experiment: str, tasks: Sequence[TaskScores]) -> str:
-    """`comparison.md`: the same to be read, rounded."""
-    lines = [
-        f"# The methods of the experiment {experiment} compared",
-        "",
-        "| task | method | seeds | on-policy steps | final return | area under the curve "
-        "| steps to 25 % | 50 % | 75 % | 90 % |",
-        "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+def comparison_page(experiment: str, tasks: Sequence[TaskScores]) -> Page:
+    """`comparison.md` and `.html`: the same to be read, rounded."""
+    rows = []
     for task in tasks:
         for method, scores in task.methods.items():
-            seeds = len(scores.curve.seeds)
-            cells = [task.task, method, str(seeds), f"{scores.steps:,}"]
+            cells = [task.task, method, str(len(scores.curve.seeds)), f"{scores.steps:,}"]
             cells += [_interval(scores.estimates[score]) for score in SCORES]
-            for _, level in task.levels:
-                steps = scores.steps_to(level)
-                there, median = int(np.isfinite(steps).sum()), _whole(median_with_never(steps))
-                cells.append(
-                    ("–" if median is None else f"{median:,}") + (f" ({there}/{seeds})" if there < seeds else "")
-                )
-            cells += ["–"] * (10 - len(cells))
-            lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "What 100 % is:", ""]
-    for task in tasks:
-        stick = task.yardstick
-        what = (
-            f"{_rounded(stick.high)}; {_rounded(stick.low)} is 0 % ({stick.source})" if stick else "nothing learned yet"
-        )
-        lines.append(f"- {task.task}: {what}.")
-    lines += [
-        "",
+            cells += [_reached(scores.steps_to(level)) for _, level in task.levels] or ["–"] * len(SHARES)
+            rows.append(cells)
+    return Page(
+        f"The methods of the experiment {experiment} compared",
+        (
+            *("task", "method", "seeds", "on-policy steps", "final return", "area under the curve"),
+            *(f"steps to {share:.0%}".replace("%", " %") for share in SHARES),
+        ),
+        rows,
+        [f"{task.task}, 100 %: {_yardstick(task)}." for task in tasks],
         "Final return and area under the curve (the mean height of the curve, in units of return): interquartile mean "
         "over seeds, in brackets its 95 % bootstrap interval where there are several; a seed counts by the mean of its "
         "evaluation episodes. All methods of a task are compared up to the last step that all have reached. Steps: "
         "median over seeds of the first evaluation at or above the return, where a seed that never got there is later "
         "than all others; in brackets how many got there, if not all; a dash: fewer than the median needs.",
-    ]
-    return "\n".join(lines) + "\n"
+    )
+
+
+def _reached(steps: NDArray[np.float64]) -> str:
+    """The median of the steps (seeds,) to a return, and how many seeds got there if not all."""
+    there, median = int(np.isfinite(steps).sum()), _whole(median_with_never(steps))
+    return ("–" if median is None else f"{median:,}") + (f" ({there}/{len(steps)})" if there < len(steps) else "")
+
+
+def _yardstick(task: TaskScores) -> str:
+    stick = task.yardstick
+    if stick is None:
+        return "nothing learned yet"
+    low = f"; {_rounded(stick.low)} is 0 %" if stick.low else ""
+    return f"{_rounded(stick.high)}{low} ({stick.source})"
 
 
 def steps_to_return(tasks: Iterable[TaskScores]) -> Table:

@@ -102,10 +102,10 @@ def result_inputs(wildcards):
 SHOWN = {
     "learning_curves.svg": "Returns",
     "beside_published.svg": "Returns",
-    "final_returns.csv": "Returns",
+    "final_returns.html": "Returns",
     "aggregate.svg": "Comparison",
     "probability_of_improvement.svg": "Comparison",
-    "comparison.csv": "Comparison",
+    "comparison.html": "Comparison",
     "model_shift_and_bias.svg": "Model",
     "holdout_error.svg": "Model",
     "policy_diagnostics.svg": "Policy",
