@@ -67,7 +67,7 @@ def probability_of_improvement(tasks: Sequence[TaskScores], improvements: Sequen
 
 def _panels(panels: dict[str, Rows], methods: Sequence[str], style: dict[str, Look]) -> tuple[Figure, list[Axes]]:
     """Panels in a grid with a row for each method, the first on top: final return above, area under the curve below."""
-    figure, every = drawing.grid(len(panels), (7.6 if len(panels) == 1 else 4.6, 1.3 + 0.46 * len(methods)))
+    figure, every = drawing.grid(len(panels), (7.6 if len(panels) == 1 else 4.6, 1.3 + 0.46 * max(len(methods), 3)))
     for axes, (name, rows) in zip(every, panels.items(), strict=True):
         for place, method in enumerate(methods):
             for score, shift in zip(SCORES, (-0.14, 0.2), strict=True):

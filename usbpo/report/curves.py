@@ -14,7 +14,7 @@ from usbpo.report.scores import Curve
 
 FEW_SEEDS = 5
 """Up to so many seeds are drawn as thin lines,"""
-FEW_METHODS = 4
+FEW_METHODS = 2
 """of up to so many methods; more would hide each other."""
 GREYS = ("#4D4D4D", "#6E6E6E", "#8F8F8F", "#B0B0B0")
 COMPARED = ("mbpo", "cmlo", "sac")

@@ -189,8 +189,8 @@ def line(axes: Axes, x: Array, y: Array, look: Look, *, dashed: bool = False) ->
 
 
 def published_line(axes: Axes, x: Array, y: Array, colour: str, dashes: Dashes, single: bool) -> None:
-    """A curve of other people: thin, broken, behind ours; thinner yet, as it jumps, if it is of a single seed."""
-    axes.plot(x, y, color=colour, linewidth=0.7 if single else 1.3, linestyle=dashes, zorder=1.5)
+    """A curve of other people: thin, broken, behind our means; thinner yet, as it jumps, if it is of a single seed."""
+    axes.plot(x, y, color=colour, linewidth=0.7 if single else 1.3, linestyle=dashes, zorder=2.5)
 
 
 def interval_bar(

@@ -231,7 +231,7 @@ def comparison_page(experiment: str, tasks: Sequence[TaskScores]) -> Page:
         f"The methods of the experiment {experiment} compared",
         (
             *("task", "method", "seeds", "on-policy steps", "final return", "area under the curve"),
-            *(f"steps to {share:.0%}".replace("%", " %") for share in SHARES),
+            *(f"steps to {100 * share:g}\N{NO-BREAK SPACE}%" for share in SHARES),
         ),
         rows,
         [f"{task.task}, 100 %: {_yardstick(task)}." for task in tasks],
