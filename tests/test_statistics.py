@@ -96,6 +96,9 @@ def test_a_single_seed_has_no_interval() -> None:
     by_task, mean = statistics.improvement_by_task(np.ones((1, 2)), np.zeros((1, 2)), statistics.generator("x"))
     assert (by_task.value == 1).all()
     assert np.isnan([mean.low, mean.high]).all()
+    _, against_many = statistics.improvement_by_task(np.ones((1, 2)), np.eye(2), statistics.generator("x"))
+    assert against_many.value == 0.75
+    assert np.isnan(against_many.low)
 
 
 def test_names_alone_choose_the_resamples() -> None:

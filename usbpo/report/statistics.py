@@ -26,7 +26,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic and the ends of its bootstrap interval, all of one shape; the ends are NaN for a single run."""
+    """A statistic and the ends of its bootstrap interval, of one shape; the ends are NaN where a run stands alone."""
 
     value: Array
     low: Array
@@ -119,7 +119,7 @@ def improvement_by_task(
     """
     shares = [_shares(resamples(len(scores), scores.shape[1], random, repetitions)) for scores in (x, y)]
     replicates = np.einsum("rit,ijt,rjt->rt", shares[0], _wins(x, y), shares[1], optimize=True)
-    by_task, runs = probability_of_improvement(x, y), max(len(x), len(y))
+    by_task, runs = probability_of_improvement(x, y), min(len(x), len(y))
     return (
         _estimate(by_task, replicates, runs),
         _estimate(np.asarray(by_task.mean()), replicates.mean(axis=1), runs),
