@@ -16,8 +16,8 @@ from usbpo.errors import UsbpoError
 from usbpo.files import read_json, write_json
 from usbpo.header import Header
 from usbpo.layout import EVALUATION, PHASE1_METRICS, PHASE2_METRICS, POLICY_METRICS
-from usbpo.report import drawing, figures
-from usbpo.report.records import read_run
+from usbpo.report import comparison, curves, diagnostics, drawing, scores
+from usbpo.report.records import Phase1, Run, read_run
 from usbpo.report.results import results
 from usbpo.report.runs import FILES, RunFiles
 from usbpo.transitions import create, put
@@ -150,37 +150,208 @@ def test_policy_diagnostics_hold_the_whole_history(two_methods: Path) -> None:
     assert {row["target_entropy"] for row in rows} == {"-0.05"}
 
 
-def test_learning_curves_draw_seeds_thin_and_their_mean_bold(tmp_path: Path) -> None:
-    runs = [run(method, seed) for method in ("usbpo", "mbpo") for seed in range(3)]
+def read(root: Path, runs: Sequence[RunFiles]) -> list[Run]:
+    """Write runs and read them again."""
     for files in runs:
-        write_run(tmp_path, files)
-    figure = figures.learning_curves([read_run(files, tmp_path) for files in runs])
+        write_run(root, files)
+    return [read_run(files, root) for files in runs]
+
+
+def test_learning_curves_draw_seeds_thin_and_their_interquartile_mean_bold(tmp_path: Path) -> None:
+    # Five seeds end at 301, 311, …, 341: without the lowest and the highest the mean is 321.
+    runs = read(tmp_path, [run(method, seed) for method in ("usbpo", "mbpo") for seed in range(5)])
+    figure = curves.learning_curves(scores.curves(runs))
     (axes,) = figure.axes
     bold = [line for line in axes.lines if line.get_linewidth() > 2]
     thin = [line for line in axes.lines if line.get_linewidth() <= 1]
-    assert (len(bold), len(thin)) == (2, 6)
+    assert (len(bold), len(thin)) == (2, 10)
     for line in bold:
         np.testing.assert_array_equal(line.get_xdata(), [0, 250, 500, 750])
-        np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [11, 111, 211, 311])
+        np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [21, 121, 221, 321])
     assert {text.get_text() for text in axes.texts} == {"USB-PO", "MBPO"}
+    assert "5 seeds" in figure.get_supxlabel()
+
+
+def test_the_plotted_curve_stands_beside_it(two_methods: Path) -> None:
+    rows = table(two_methods / "learning_curves.csv")
+    assert [row["on_policy_steps"] for row in rows] == ["0", "250", "500", "750"] * 2
+    last = rows[3]
+    assert (last["seeds"], last["iqm"], last["band"]) == ("3", "311.0", "seeds")
+    # A third of a third of a third of the resamples of three seeds is the lowest seed alone: 3.7 %, more than 2.5 %.
+    assert (last["low"], last["high"]) == ("301.0", "321.0")
 
 
 def test_a_single_seed_is_shaded_from_worst_to_best_episode_and_says_so(tmp_path: Path) -> None:
-    write_run(tmp_path, run())
-    figure = figures.learning_curves([read_run(run(), tmp_path)])
+    figure = curves.learning_curves(scores.curves(read(tmp_path, [run()])))
     (band,) = figure.axes[0].collections
     heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
     assert (heights.min(), heights.max()) == (0, 302)
     assert figure.get_supxlabel().startswith("One seed.")
     assert "3 evaluation episodes" in figure.get_supxlabel()
+    row = table(experiment(tmp_path, [run()]) / "learning_curves.csv")[-1]
+    assert (row["iqm"], row["low"], row["high"], row["band"]) == ("301.0", "300.0", "302.0", "episodes")
 
 
 def test_tasks_have_a_panel_each(tmp_path: Path) -> None:
     runs = [run(task=task, method=method) for task in ("A", "B", "C", "D", "E") for method in ("usbpo", "mbpo")]
-    for files in runs:
-        write_run(tmp_path, files)
-    figure = figures.learning_curves([read_run(files, tmp_path) for files in runs])
+    figure = curves.learning_curves(scores.curves(read(tmp_path, runs)))
     assert [axes.get_title() for axes in figure.axes] == ["A", "B", "C", "D", "E"]
+
+
+def test_published_curves_stand_beside_ours_as_far_as_ours_go(tmp_path: Path) -> None:
+    long = RunFiles("Hopper", "mbpo", 0, cycles=4, cycle_steps=5000)
+    evaluated = scores.curves(read(tmp_path, [long]))
+    (axes,) = curves.learning_curves(evaluated).axes
+    assert {text.get_text() for text in axes.texts} >= {"MBPO", "MBPO (erl_lib), published", "SAC (erl_lib), published"}
+    assert max(float(np.max(line.get_xdata())) for line in axes.lines) == 20000
+    (axes,) = curves.beside_published(evaluated).axes
+    names = {text.get_text() for text in axes.texts}
+    assert {"MBPO (erl_lib)", "MBPO (x35f)", "MACURA (erl_lib)", "SAC (Tianshou)"} <= names
+    assert max(float(np.max(line.get_xdata())) for line in axes.lines) == 125019
+
+
+def test_published_curves_without_a_second_point_so_early_are_left_out(tmp_path: Path) -> None:
+    short = RunFiles("Hopper", "mbpo", 0, cycles=2, cycle_steps=250)
+    (axes,) = curves.learning_curves(scores.curves(read(tmp_path, [short]))).axes
+    assert {text.get_text() for text in axes.texts} == {"MBPO"}
+
+
+def test_published_rows_name_their_source(tmp_path: Path) -> None:
+    rows = table(experiment(tmp_path, [run(task="AntTruncated")]) / "beside_published.csv")
+    assert rows[0]["source"] == "this experiment"
+    assert {row["published_task"] for row in rows} == {"", "Ant"}
+    assert "4kubo/erl_lib results/main/gym" in {row["source"] for row in rows}
+
+
+def test_a_task_of_ones_own_has_nothing_beside_it(tmp_path: Path) -> None:
+    evaluated = scores.curves(read(tmp_path, [run()]))
+    assert curves.beside_published(evaluated).texts[0].get_text().startswith("Nothing is published for the tasks")
+
+
+def test_methods_are_compared_by_return_area_and_steps(two_methods: Path) -> None:
+    # A straight line from 11 to 311; nothing is published for the task, so 0 % is the untrained 11 and 100 % is 311.
+    row = table(two_methods / "comparison.csv")[0]
+    assert (row["method"], row["seeds"], row["on_policy_steps"]) == ("usbpo", "3", "750")
+    assert (row["final_iqm"], row["area_iqm"], row["return_50"]) == ("311.0", "161.0", "161.0")
+    assert (float(row["final_low"]), float(row["final_high"])) == (301, 321)
+    # Seeds pass 161 at 500 steps; 281 at 750.
+    assert (row["seeds_there_50"], row["steps_50"], row["steps_90"]) == ("3", "500", "750")
+    assert row["yardstick"].startswith("untrained policy to usbpo at 750 steps")
+    text = (two_methods / "comparison.md").read_text(encoding="utf-8")
+    assert (
+        "| Pendulum | usbpo | 3 | 750 | 311.0 [301.0, 321.0] | 161.0 [151.0, 171.0] | 250 | 500 | 750 | 750 |" in text
+    )
+
+
+def test_steps_to_a_return_are_listed_by_seed_and_empty_where_never(tmp_path: Path) -> None:
+    files = [run(seed=seed) for seed in range(2)]
+    read(tmp_path, files)
+    write_evaluation(tmp_path, files[1], 3, [0.0, 0.0])
+    results(experiment="trial", runs=files, output=tmp_path / "out", root=tmp_path)
+    rows = table(tmp_path / "out/steps_to_return.csv")
+    assert [(row["seed"], row["on_policy_steps"]) for row in rows if row["share"] == "0.9"] == [
+        ("0", "500"),
+        ("1", "500"),
+    ]
+    row = table(tmp_path / "out/comparison.csv")[0]
+    assert (row["final_iqm"], row["final_low"], row["final_high"]) == ("150.5", "0.0", "301.0")
+
+
+def test_published_mbpo_sets_the_returns_to_reach(tmp_path: Path) -> None:
+    row = table(experiment(tmp_path, [run(task="Hopper")]) / "comparison.csv")[0]
+    assert (row["yardstick"], row["return_25"]) == ("published MBPO (erl_lib) at 125,019 steps", str(0.25 * 3279.8))
+    assert (row["seeds_there_25"], row["steps_25"]) == ("0", "")
+    assert "– (0/1)" in (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
+
+
+def test_methods_that_learn_nothing_have_no_yardstick(tmp_path: Path) -> None:
+    files = run(cycles=1)
+    read(tmp_path, [files])
+    write_evaluation(tmp_path, files, 1, [-5.0, -6.0])
+    results(experiment="trial", runs=[files], output=tmp_path / "out", root=tmp_path)
+    row = table(tmp_path / "out/comparison.csv")[0]
+    assert (row["yardstick"], row["return_25"]) == ("", "")
+    assert "- Pendulum, 100 %: nothing learned yet." in (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
+
+
+def test_methods_are_compared_at_the_last_step_that_all_have_reached(tmp_path: Path) -> None:
+    short = RunFiles("Pendulum", "mbpo", 0, cycles=5, cycle_steps=125)
+    rows = table(experiment(tmp_path, [run(), short]) / "comparison.csv")
+    # 625 steps: the evaluation before that is at 500 for the one; both curves are straight lines up to 625.
+    assert [(row["method"], row["on_policy_steps"], row["final_iqm"]) for row in rows] == [
+        ("usbpo", "500", "201.0"),
+        ("mbpo", "625", "501.0"),
+    ]
+    assert [float(row["area_iqm"]) for row in rows] == [1 + 125, 251]
+
+
+def test_all_tasks_are_pooled_as_shares_of_their_yardsticks(tmp_path: Path) -> None:
+    runs = [run(method, seed, task=task) for task in "AB" for method in ("usbpo", "mbpo") for seed in range(4)]
+    out = experiment(tmp_path, runs)
+    pooled = [row for row in table(out / "aggregate.csv") if row["task"] == "all tasks"]
+    assert [(row["method"], row["score"], row["unit"]) for row in pooled] == [
+        (method, score, "share") for method in ("usbpo", "mbpo") for score in ("final", "area")
+    ]
+    assert float(pooled[0]["iqm"]) == pytest.approx(1)
+    assert float(pooled[0]["low"]) < 1 < float(pooled[0]["high"])
+    tasks = scores.by_task(scores.curves([read_run(files, tmp_path) for files in runs]))
+    figure = comparison.aggregate(tasks, scores.pooled(tasks))
+    assert [axes.get_title() for axes in figure.axes] == ["All tasks", "A", "B"]
+
+
+def test_improvement_is_that_of_usbpo_over_each_other_method(tmp_path: Path) -> None:
+    runs = [run(method, seed, task=task) for task in "AB" for method in ("mbpo", "usbpo", "sac") for seed in range(2)]
+    read(tmp_path, runs)
+    for seed in range(2):
+        write_evaluation(tmp_path, run("usbpo", seed, task="A"), 3, [1000.0])
+    results(experiment="trial", runs=runs, output=tmp_path / "out", root=tmp_path)
+    rows = [r for r in table(tmp_path / "out/probability_of_improvement.csv") if r["score"] == "final"]
+    assert [(row["task"], row["over"], row["probability"]) for row in rows] == [
+        (task, other, probability)
+        for other in ("mbpo", "sac")
+        for task, probability in (("A", "1.0"), ("B", "0.5"), ("all tasks", "0.75"))
+    ]
+
+
+def test_without_usbpo_there_is_no_improvement_to_show(tmp_path: Path) -> None:
+    out = experiment(tmp_path, [run("mbpo"), run("cmlo")])
+    assert table(out / "probability_of_improvement.csv") == []
+    tasks = scores.by_task(scores.curves([read_run(run("mbpo"), tmp_path)]))
+    figure = comparison.probability_of_improvement(tasks, list(scores.improvements(tasks)))
+    assert figure.texts[0].get_text().startswith("The probability of improvement needs the method usbpo")
+
+
+def test_seeds_that_update_their_models_in_other_cycles_have_one_line(tmp_path: Path) -> None:
+    runs = read(tmp_path, [run("mbpo", seed, cycles=4) for seed in range(2)])
+    runs[1].phase1[:] = [metrics for metrics in runs[1].phase1 if metrics.cycle in (1, 4)]
+    (axes,) = diagnostics.holdout_error(runs).axes
+    (bold,) = [line for line in axes.lines if line.get_linewidth() > 2]
+    np.testing.assert_array_equal(bold.get_xdata(), [250, 500, 750, 1000])
+
+    def elites(metrics: Phase1) -> float:
+        return float(np.mean(np.take(metrics.holdout_mse, metrics.elites)))
+
+    # The second seed keeps its model of cycle 1 in cycles 2 and 3.
+    expected = [(elites(runs[0].phase1[c]) + elites(runs[1].phase1[int(c == 3)])) / 2 for c in range(4)]
+    np.testing.assert_allclose(np.asarray(bold.get_ydata(), float), expected)
+
+
+def test_many_methods_share_a_panel_and_are_told_apart(tmp_path: Path) -> None:
+    names = ["usbpo", "mbpo", "cmlo", "sac", "usbpo-shift", "usbpo-bias", "usbpo-as-released", "mbpo-lr1e-4"]
+    runs = read(tmp_path, [run(method, cycles=2) for method in names])
+    looks = drawing.looks(names)
+    assert (
+        len({(look.colour, look.marker) for look in looks.values()})
+        == len({look.colour for look in looks.values()})
+        == 8
+    )
+    (axes,) = diagnostics.holdout_error(runs).axes
+    assert len(axes.lines) == 8
+    legend = curves.learning_curves(
+        scores.curves(read(tmp_path, [run(m, task=t) for t in "AB" for m in names]))
+    ).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == [look.label for look in looks.values()]
+    assert legend._ncols < 8
 
 
 def test_long_histories_are_drawn_as_means_of_consecutive_points() -> None:
@@ -208,14 +379,14 @@ def test_pictures_hold_no_date_and_no_version(two_methods: Path) -> None:
 def test_an_experiment_without_phase_2_says_so(tmp_path: Path) -> None:
     out = experiment(tmp_path, [run("mbpo")])
     assert table(out / "model_shift_and_bias.csv") == []
-    figure = figures.model_shift_and_bias([read_run(run("mbpo"), tmp_path)])
+    figure = diagnostics.model_shift_and_bias([read_run(run("mbpo"), tmp_path)])
     assert figure.texts[0].get_text() == "No method of this experiment has a phase 2."
 
 
 def test_one_cycle_has_results_but_no_phase_2_yet(tmp_path: Path) -> None:
     out = experiment(tmp_path, [run(cycles=1), run("mbpo", cycles=1)])
     assert all((out / name).is_file() for name in FILES)
-    figure = figures.model_shift_and_bias([read_run(run(cycles=1), tmp_path)])
+    figure = diagnostics.model_shift_and_bias([read_run(run(cycles=1), tmp_path)])
     assert figure.texts[0].get_text().startswith("No phase 2 has run yet")
 
 

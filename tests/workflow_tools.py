@@ -27,13 +27,14 @@ USBPO, MBPO = "test-pendulum/test-usbpo/seed-0", "test-pendulum/test-mbpo/seed-0
 CYCLES = 3
 """Cycles of the test experiment after cycle 0."""
 FIGURES = (
-    *("learning_curves", "model_shift_and_bias", "holdout_error", "policy_diagnostics"),
+    *("learning_curves", "beside_published", "aggregate", "probability_of_improvement"),
+    *("model_shift_and_bias", "holdout_error", "policy_diagnostics"),
     *("theory_bracket", "theory_bias", "theory_surrogate", "theory_depth", "theory_bound"),
 )
 RESULT_FILES = (
-    *(f"{figure}.{suffix}" for figure in FIGURES for suffix in ("svg", "png")),
-    *(f"{figure}.csv" for figure in FIGURES[1:]),
-    *("evaluations.csv", "final_returns.csv", "final_returns.md"),
+    *(f"{figure}.{suffix}" for figure in FIGURES for suffix in ("svg", "png", "csv")),
+    *("evaluations.csv", "final_returns.csv", "final_returns.md", "final_returns.html"),
+    *("comparison.csv", "comparison.md", "comparison.html", "steps_to_return.csv"),
 )
 """What an experiment leaves in its folder of results."""
 

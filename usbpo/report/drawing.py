@@ -6,9 +6,10 @@ Drawn with matplotlib's own fonts and with no global state, so that equal data g
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil, floor, isnan, log10
 from pathlib import Path
-from typing import Any, Literal
+from textwrap import wrap
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -24,11 +25,23 @@ from usbpo.files import writing
 
 Array = NDArray[np.float64]
 
-# Okabe and Ito's colours, which all kinds of colour vision tell apart, without yellow and black. Beyond six methods
-# colours come again, with another marker.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-NAMES = {"usbpo": "USB-PO", "mbpo": "MBPO", "cmlo": "CMLO", "sac": "SAC"}
+# Okabe and Ito's colours, which all kinds of colour vision tell apart, without yellow; dark grey for black, and Tol's
+# wine. Beyond eight methods colours come again, with another marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#882255")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+NAMES = {
+    "usbpo": "USB-PO",
+    "mbpo": "MBPO",
+    "cmlo": "CMLO",
+    "sac": "SAC",
+    "usbpo-shift": "USB-PO, shift only",
+    "usbpo-bias": "USB-PO, bias only",
+    "usbpo-as-released": "USB-PO as released",
+    "mbpo-lr1e-4": "MBPO, lr 1e-4",
+    "cmlo-1.0": "CMLO, α = 1.0",
+    "cmlo-3.0": "CMLO, α = 3.0",
+    "cmlo-5.0": "CMLO, α = 5.0",
+}
 """How the field writes the methods that it knows; others stand as their files are named."""
 
 INK, QUIET, GRID = "#222222", "#666666", "#E6E6E6"
@@ -36,7 +49,9 @@ POINTS = 200
 """Most points of a line; longer histories are drawn as means of equally many consecutive points."""
 MARKED = 15
 """Lines of up to this many points show each of them."""
-DASHES = (0, (3, 1.6))
+Dashes = tuple[float, tuple[float, ...]]
+DASHES: Dashes = (0, (3, 1.6))
+PUBLISHED_DASHES: tuple[Dashes, ...] = ((0, (5, 2)), (0, (2, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (1, 1.2)))
 
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -103,7 +118,15 @@ class Look:
     @property
     def tint(self) -> str:
         """The colour mixed with white, for lines that stay behind: however many, they never look like the bold one."""
-        red, green, blue = (0.42 * part + 0.58 for part in to_rgb(self.colour))
+        return self._with_white(0.58)
+
+    @property
+    def faded(self) -> str:
+        """The colour mixed with some white, for published curves."""
+        return self._with_white(0.25)
+
+    def _with_white(self, share: float) -> str:
+        red, green, blue = ((1 - share) * part + share for part in to_rgb(self.colour))
         return to_hex((red, green, blue))
 
 
@@ -128,10 +151,8 @@ def binned(x: Array, values: Array) -> tuple[Array, Array]:
 # Lines
 
 
-def mean_line(
-    axes: Axes, x: Array, values: Array, look: Look, *, dashed: bool = False, each: bool = False, shaded: bool = True
-) -> float:
-    """Draw the mean of `values` (seeds, points) over seeds, their range shaded, and on wish `each` of them thinly.
+def mean_line(axes: Axes, x: Array, values: Array, look: Look, *, dashed: bool = False, shaded: bool = True) -> float:
+    """Draw the mean of `values` (seeds, points) over seeds, their range shaded.
 
     Returns:
         The mean's last value.
@@ -139,23 +160,64 @@ def mean_line(
     x, values = binned(x, values)
     if len(values) > 1 and shaded:
         band(axes, x, np.array([values.min(axis=0), values.max(axis=0)]), look)
-    if len(values) > 1 and each:
-        thin_lines(axes, x, values, look)
-    mean = values.mean(axis=0)
+    return line(axes, x, values.mean(axis=0), look, dashed=dashed)
+
+
+def line(axes: Axes, x: Array, y: Array, look: Look, *, dashed: bool = False) -> float:
+    """Draw a method's line; a long one has few marks, for each method elsewhere.
+
+    Returns:
+        Its last value.
+    """
+    x, y = binned(x, y)
+    few = len(x) <= MARKED
     axes.plot(
         x,
-        mean,
+        y,
         color=look.colour,
-        linewidth=1.8 if dashed else 3.0 if len(x) <= MARKED else 2.4,
+        linewidth=1.8 if dashed else 3.0 if few else 2.4,
         linestyle=DASHES if dashed else "solid",
-        marker=look.marker if len(x) <= MARKED else None,
+        marker=look.marker if few or not dashed else None,
+        markevery=None if few else ((0.02 + 0.023 * (look.rank % 8)), 0.19),
         markersize=4.5 if dashed else 7,
         markerfacecolor="white" if dashed else look.colour,
         markeredgecolor=look.colour if dashed else "white",
         markeredgewidth=1.2 if dashed else 1.0,
         zorder=3 - look.rank / 100,
     )
-    return float(mean[-1])
+    return float(y[-1])
+
+
+def published_line(axes: Axes, x: Array, y: Array, colour: str, dashes: Dashes, single: bool) -> None:
+    """A curve of other people: thin, broken, behind our means; thinner yet, as it jumps, if it is of a single seed."""
+    axes.plot(x, y, color=colour, linewidth=0.7 if single else 1.3, linestyle=dashes, zorder=2.5)
+
+
+def interval_bar(
+    axes: Axes, place: float, value: float, ends: tuple[float, float], look: Look, *, hollow: bool
+) -> None:
+    """A statistic at the height `place`, with its interval as a bar where there is one (`ends` not NaN)."""
+    if not isnan(ends[0]):
+        axes.hlines(
+            place,
+            *ends,
+            color=look.tint if hollow else look.colour,
+            linewidth=3.0 if hollow else 5.0,
+            alpha=1.0 if hollow else 0.45,
+            zorder=2,
+        )
+    axes.plot(
+        [value],
+        [place],
+        color=look.colour,
+        linestyle="none",
+        marker=look.marker,
+        markersize=6 if hollow else 8.5,
+        markerfacecolor="white" if hollow else look.colour,
+        markeredgecolor=look.colour if hollow else "white",
+        markeredgewidth=1.4 if hollow else 1.0,
+        zorder=3,
+    )
 
 
 def thin_lines(axes: Axes, x: Array, values: Array, look: Look) -> None:
@@ -209,6 +271,13 @@ def y_axis(axes: Axes, ticks: int = 5) -> None:
     """About `ticks` round ticks."""
     axes.yaxis.set_major_locator(_round_ticks(ticks))
     axes.yaxis.set_major_formatter(_Compact())
+
+
+def value_axis(axes: Axes, ticks: int = 4) -> None:
+    """About `ticks` round ticks on the x axis, where it holds values and no steps."""
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_locator(_round_ticks(ticks))
+    axes.xaxis.set_major_formatter(_Compact())
 
 
 def _round_ticks(ticks: int) -> ticker.Locator:
@@ -277,6 +346,24 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey).tolist()
 
 
+def grid(number: int, size: tuple[float, float], widest: int = 4) -> tuple[Figure, list[Axes]]:
+    """A figure with `number` panels of `size` (inches) in a grid of at most `widest` columns, in reading order."""
+    columns = min(widest, {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 9: 3}.get(number, 4))
+    figure, rows = panels(ceil(number / columns), columns, size)
+    every = [axes for row in rows for axes in row]
+    for axes in every[number:]:
+        axes.remove()
+    return figure, every[:number]
+
+
+def label_first_column(grid: Sequence[Axes], text: str) -> None:
+    """Name the y axes of the panels at the left of a grid."""
+    for axes in grid:
+        place = axes.get_subplotspec()
+        if place is not None and place.is_first_col():
+            axes.set_ylabel(text)
+
+
 def legend(figure: Figure, shown: Iterable[Look], further: Sequence[Line2D] = (), title: str | None = None) -> None:
     """One legend above all panels, under a `title`: the methods, and `further` lines."""
     marked = any(line.get_marker() in MARKERS for axes in figure.axes for line in axes.lines)
@@ -293,10 +380,11 @@ def legend(figure: Figure, shown: Iterable[Look], further: Sequence[Line2D] = ()
         )
         for look in shown
     ]
+    every = handles + list(further)
     figure.legend(
-        handles=handles + list(further),
+        handles=every,
         loc="outside upper left",
-        ncols=len(handles) + len(further),
+        ncols=_columns(figure, [str(handle.get_label()) for handle in every]),
         handlelength=2.2,
         columnspacing=1.8,
         borderpad=0.2,
@@ -304,6 +392,13 @@ def legend(figure: Figure, shown: Iterable[Look], further: Sequence[Line2D] = ()
         title_fontproperties={"size": 16, "weight": "bold"},
         alignment="left",
     )
+
+
+def _columns(figure: Figure, labels: Sequence[str]) -> int:
+    """How many entries of a legend stand side by side without leaving the figure, in rows about equally full."""
+    inches = 0.95 + 0.118 * max(map(len, labels))
+    fitting = max(1, int((figure.get_figwidth() - 0.3) / inches))
+    return ceil(len(labels) / ceil(len(labels) / fitting))
 
 
 def line_kinds(solid: str, dashed: str) -> list[Line2D]:
@@ -314,12 +409,27 @@ def line_kinds(solid: str, dashed: str) -> list[Line2D]:
     ]
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, Look]]) -> None:
-    """Write each method's name at the right end of its line, none over another."""
+class End(NamedTuple):
+    """The right end of a line, and what is written beside it."""
+
+    value: float
+    text: str
+    colour: str
+    bold: bool = True
+
+
+def label_ends(axes: Axes, ends: Sequence[End], size: float = 16, gap: float = 0.075) -> None:
+    """Write at the right end of each line what it is, none over another.
+
+    Args:
+        axes: the panel; its y axis is fixed by this.
+        ends: the first one comes to stand on top of equally high ones.
+        size: of the text, in points.
+        gap: between two lines of text, as a share of the panel's height.
+    """
     low, high = axes.get_ylim()
-    gap = 0.075
-    # Ties from the last method up, so that the first one comes to stand on top.
-    places = sorted(((end - low) / (high - low), -i) for i, (end, _) in enumerate(ends))
+    # Ties from the last one up, so that the first one comes to stand on top.
+    places = sorted(((end.value - low) / (high - low), -i) for i, end in enumerate(ends))
     # Least squares under "each at least `gap` above the one below": pool neighbours that are too close.
     pools: list[list[float]] = []
     for i, (place, _) in enumerate(places):
@@ -329,15 +439,15 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, Look]]) -> None:
     heights = [float(np.mean(pool)) for pool in pools for _ in pool]
     heights = [height + i * gap for i, height in enumerate(heights)]
     for height, (_, i) in zip(heights, places, strict=True):
-        look = ends[-i][1]
+        end = ends[-i]
         axes.text(
             1.015,
             height,
-            look.label,
+            end.text,
             transform=axes.transAxes,
-            color=look.colour,
-            fontsize=16,
-            fontweight="bold",
+            color=end.colour,
+            fontsize=size if end.bold else min(size, 11),
+            fontweight="bold" if end.bold else "normal",
             va="center",
             ha="left",
         )
@@ -380,7 +490,8 @@ def target_line(axes: Axes, value: float) -> None:
 
 def note(figure: Figure, text: str) -> None:
     """What lines and bands are, small, below everything."""
-    figure.supxlabel(text, x=0.012, ha="left", fontsize=11, color=QUIET)
+    letters = int((figure.get_figwidth() - 0.3) / 0.088)
+    figure.supxlabel("\n".join(wrap(text, letters)), x=0.012, ha="left", fontsize=11, color=QUIET)
 
 
 def message(text: str) -> Figure:

@@ -1,5 +1,6 @@
 """What the results read of a run: evaluations and the metrics of its stages, checked."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -210,6 +211,34 @@ class Run:
     theory: list[Theory]
     rows: Rows | None
     """Of the last model update after which the theory was measured"""
+
+
+def grouped(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
+    """Runs by (task, method), both in order of appearance; a group's members differ in their seed alone."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.files.task, run.files.method), []).append(run)
+    return groups
+
+
+def tasks_of(runs: Iterable[Run]) -> list[str]:
+    """Every task once, in order of appearance."""
+    return list(dict.fromkeys(run.files.task for run in runs))
+
+
+def methods_of(runs: Iterable[Run]) -> list[str]:
+    """Every method once, in order of appearance."""
+    return list(dict.fromkeys(run.files.method for run in runs))
+
+
+def seeds_by_method(runs: Iterable[Run], task: str) -> dict[str, list[Run]]:
+    """The seeds of each method on one task."""
+    return {method: seeds for (its_task, method), seeds in grouped(runs).items() if its_task == task}
+
+
+def on_policy_steps(run: Run, cycles: Iterable[int]) -> NDArray[np.float64]:
+    """On-policy steps at the ends of `cycles`."""
+    return np.array([run.files.steps(cycle) for cycle in cycles], dtype=np.float64)
 
 
 def read_run(files: RunFiles, root: Path) -> Run:

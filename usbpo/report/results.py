@@ -1,11 +1,12 @@
 """The stage `results`: reads the runs of an experiment and leaves its tables and figures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from usbpo.errors import UsbpoError
 from usbpo.files import write_text
-from usbpo.report import drawing, figures, tables, theory_figures
+from usbpo.report import comparison, curves, diagnostics, drawing, scores, tables, theory_figures
 from usbpo.report.records import read_run
 from usbpo.report.runs import RunFiles
 
@@ -28,19 +29,42 @@ def results(*, experiment: str, runs: Sequence[RunFiles], output: Path, root: Pa
     """
     _check(runs)
     read = [read_run(run, root) for run in runs]
-
     returns = tables.final_returns(read)
-    write_text(output / "evaluations.csv", tables.evaluations(read).csv())
-    write_text(output / "final_returns.csv", tables.final_returns_table(returns).csv())
-    write_text(output / "final_returns.md", tables.final_returns_markdown(experiment, returns))
-    write_text(output / "model_shift_and_bias.csv", tables.model_shift_and_bias(read).csv())
-    write_text(output / "holdout_error.csv", tables.holdout_error(read).csv())
-    write_text(output / "policy_diagnostics.csv", tables.policy_diagnostics(read).csv())
+    evaluated = scores.curves(read)
+    compared = scores.by_task(evaluated)
+    pooled = scores.pooled(compared)
+    improvements = list(scores.improvements(compared))
 
-    drawing.save(lambda: figures.learning_curves(read), output / "learning_curves")
-    drawing.save(lambda: figures.model_shift_and_bias(read), output / "model_shift_and_bias")
-    drawing.save(lambda: figures.holdout_error(read), output / "holdout_error")
-    drawing.save(lambda: figures.policy_diagnostics(read), output / "policy_diagnostics")
+    for name, table in {
+        "evaluations": tables.evaluations(read),
+        "final_returns": tables.final_returns_table(returns),
+        "learning_curves": tables.learning_curves(evaluated),
+        "beside_published": tables.beside_published(evaluated),
+        "comparison": tables.comparison(compared),
+        "steps_to_return": tables.steps_to_return(compared),
+        "aggregate": tables.aggregate(compared, pooled),
+        "probability_of_improvement": tables.probability_of_improvement(improvements),
+        "model_shift_and_bias": tables.model_shift_and_bias(read),
+        "holdout_error": tables.holdout_error(read),
+        "policy_diagnostics": tables.policy_diagnostics(read),
+    }.items():
+        write_text(output / f"{name}.csv", table.csv())
+    for name, page in {
+        "final_returns": tables.final_returns_page(experiment, returns),
+        "comparison": tables.comparison_page(experiment, compared),
+    }.items():
+        write_text(output / f"{name}.md", page.markdown())
+        write_text(output / f"{name}.html", page.html())
+
+    drawing.save(lambda: curves.learning_curves(evaluated), output / "learning_curves")
+    drawing.save(lambda: curves.beside_published(evaluated), output / "beside_published")
+    drawing.save(lambda: comparison.aggregate(compared, pooled), output / "aggregate")
+    drawing.save(
+        lambda: comparison.probability_of_improvement(compared, improvements), output / "probability_of_improvement"
+    )
+    drawing.save(lambda: diagnostics.model_shift_and_bias(read), output / "model_shift_and_bias")
+    drawing.save(lambda: diagnostics.holdout_error(read), output / "holdout_error")
+    drawing.save(lambda: diagnostics.policy_diagnostics(read), output / "policy_diagnostics")
     theory_figures.save(read, output)
 
 
@@ -54,7 +78,7 @@ def _check(runs: Sequence[RunFiles]) -> None:
             raise UsbpoError(f"the run {run.name} is given twice; name it once.")
         seen[run.name] = run
         other = first.setdefault((run.task, run.method), run)
-        if any(getattr(run, key) != getattr(other, key) for key in ("cycles", "cycle_steps", "model_every", "phase2")):
+        if run != replace(other, seed=run.seed):
             raise UsbpoError(
                 f"{run} and {other} are of unequal lengths or schedules; seeds of one method must be alike in both."
             )

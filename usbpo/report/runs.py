@@ -18,7 +18,12 @@ FORM = (
 _SWITCHES = ("phase2", "triggered", "theory")
 
 FILES = (
-    *("learning_curves.svg", "learning_curves.png", "final_returns.csv", "final_returns.md", "evaluations.csv"),
+    *("learning_curves.svg", "learning_curves.png", "learning_curves.csv", "evaluations.csv"),
+    *("beside_published.svg", "beside_published.png", "beside_published.csv"),
+    *("final_returns.html", "final_returns.md", "final_returns.csv"),
+    *("comparison.html", "comparison.md", "comparison.csv", "steps_to_return.csv"),
+    *("aggregate.svg", "aggregate.png", "aggregate.csv"),
+    *("probability_of_improvement.svg", "probability_of_improvement.png", "probability_of_improvement.csv"),
     *("model_shift_and_bias.svg", "model_shift_and_bias.png", "model_shift_and_bias.csv"),
     *("holdout_error.svg", "holdout_error.png", "holdout_error.csv"),
     *("policy_diagnostics.svg", "policy_diagnostics.png", "policy_diagnostics.csv"),

@@ -1,13 +1,28 @@
-"""The tables of an experiment: final returns, and the numbers behind every figure."""
+"""The tables of an experiment: final returns, comparisons, and the numbers behind every figure."""
 
 import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
+from math import isnan
 
 import numpy as np
+from numpy.typing import NDArray
 
-from usbpo.report.records import Run
+from usbpo.report.published import SHARES, published, related
+from usbpo.report.records import Run, grouped
+from usbpo.report.scores import ALL_TASKS, BASE, SCORES, Curve, Improvement, Pooled, TaskScores
+from usbpo.report.statistics import Estimate, median_with_never
+
+STYLE = (
+    "body{font:15px/1.45 sans-serif;color:#222;margin:2em;max-width:75em}h1{font-size:1.3em}"
+    "table{border-collapse:collapse;margin-bottom:1.5em}"
+    "th,td{padding:.3em .8em;text-align:right;border-bottom:1px solid #e6e6e6;white-space:nowrap}"
+    "th{border-bottom:2px solid #666;white-space:normal;vertical-align:bottom}"
+    "td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}p{margin:.4em 0;color:#666}"
+)
+"""Of the pages that tables are, in the colours of the figures."""
 
 Cell = str | int | float | bool | None
 
@@ -37,6 +52,39 @@ def _cell(value: Cell) -> str:
 
 
 @dataclass(frozen=True)
+class Page:
+    """A table to be read, with what its reader needs to know."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[list[str]]
+    """The first two columns are names, the others numbers."""
+    remarks: list[str]
+    explanation: str
+
+    def markdown(self) -> str:
+        """As a Markdown file."""
+        ruler = [":--"] * 2 + ["--:"] * (len(self.columns) - 2)
+        lines = [f"# {self.title}", ""]
+        lines += [f"| {' | '.join(cells)} |" for cells in (self.columns, *self.rows)]
+        lines.insert(3, f"|{'|'.join(ruler)}|")
+        lines += ["", *(f"- {remark}" for remark in self.remarks), *([""] if self.remarks else []), self.explanation]
+        return "\n".join(lines) + "\n"
+
+    def html(self) -> str:
+        """As a page of its own, which `snakemake --report` shows."""
+        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
+        body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows)
+        remarks = "".join(f"<p>{escape(remark)}</p>\n" for remark in self.remarks)
+        return (
+            f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(self.title)}</title>\n'
+            f"<style>{STYLE}</style></head>\n<body>\n<h1>{escape(self.title)}</h1>\n<table>\n"
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+            f"{remarks}<p>{escape(self.explanation)}</p>\n</body>\n</html>\n"
+        )
+
+
+@dataclass(frozen=True)
 class FinalReturn:
     """The last evaluation of all seeds of one method on one task; a seed counts by the mean of its episodes."""
 
@@ -50,14 +98,6 @@ class FinalReturn:
     """Sample standard deviation over seeds (n − 1); None for one seed."""
     min: float
     max: float
-
-
-def grouped(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs by (task, method), both in order of appearance; a group's members differ in their seed alone."""
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.files.task, run.files.method), []).append(run)
-    return groups
 
 
 def final_returns(runs: Sequence[Run]) -> list[FinalReturn]:
@@ -88,25 +128,22 @@ def final_returns_table(rows: Iterable[FinalReturn]) -> Table:
     return Table(columns, [tuple(getattr(row, name) for name in columns) for row in rows])
 
 
-def final_returns_markdown(experiment: str, rows: Sequence[FinalReturn]) -> str:
-    """`final_returns.md`: the same to be read, rounded."""
-    lines = [
-        f"# Final returns of the experiment {experiment}",
-        "",
-        "| task | method | seeds | on-policy steps | mean | std | min | max |",
-        "|:--|:--|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        numbers = " | ".join(_rounded(value) for value in (row.mean, row.std, row.min, row.max))
-        lines.append(f"| {row.task} | {row.method} | {row.seeds} | {row.on_policy_steps:,} | {numbers} |")
+def final_returns_page(experiment: str, rows: Sequence[FinalReturn]) -> Page:
+    """`final_returns.md` and `.html`: the same to be read, rounded."""
     episodes = sorted({row.episodes for row in rows})
-    lines += [
-        "",
+    return Page(
+        f"Final returns of the experiment {experiment}",
+        ("task", "method", "seeds", "on-policy steps", "mean", "std", "min", "max"),
+        [
+            [row.task, row.method, str(row.seeds), f"{row.on_policy_steps:,}"]
+            + [_rounded(value) for value in (row.mean, row.std, row.min, row.max)]
+            for row in rows
+        ],
+        [],
         f"Return of the deterministic policy in the last evaluation, {' or '.join(map(str, episodes))} episodes for "
         "each seed. A seed counts by the mean of its episodes; mean, std (sample, n − 1), min and max are over seeds. "
         "A dash: one seed has no spread over seeds.",
-    ]
-    return "\n".join(lines) + "\n"
+    )
 
 
 def _rounded(value: float | None) -> str:
@@ -128,6 +165,149 @@ def evaluations(runs: Iterable[Run]) -> Table:
             ):
                 rows.append((*_place(run, evaluation.cycle), episode, int(seed), float(total), int(length)))
     return Table(columns, rows)
+
+
+def learning_curves(curves: Iterable[Curve]) -> Table:
+    """`learning_curves.csv`: one row for every point of every curve, with what the band beside it spans."""
+    columns = ("task", "method", "on_policy_steps", "seeds", "iqm", "low", "high", "band")
+    rows: list[tuple[Cell, ...]] = []
+    for curve in curves:
+        single = len(curve.seeds) == 1
+        low, high = (curve.worst, curve.best) if single else (curve.estimate.low, curve.estimate.high)
+        for steps, value, *ends in zip(curve.steps, curve.estimate.value, low, high, strict=True):
+            where = (curve.task, curve.method, int(steps), len(curve.seeds))
+            rows.append((*where, float(value), *map(float, ends), "episodes" if single else "seeds"))
+    return Table(columns, rows)
+
+
+def beside_published(curves: Sequence[Curve]) -> Table:
+    """`beside_published.csv`: our interquartile means and the published ones; `published_task` if its name differs."""
+    columns = ("task", "algorithm", "source", "published_task", "seeds", "env_steps", "return")
+    rows: list[tuple[Cell, ...]] = []
+    for task in dict.fromkeys(curve.task for curve in curves):
+        for curve in curves:
+            if curve.task == task:
+                where = (task, curve.method, "this experiment", None, len(curve.seeds))
+                points = zip(curve.steps, curve.estimate.value, strict=True)
+                rows += [(*where, int(steps), float(value)) for steps, value in points]
+        for other in published(task) + related(task):
+            name = None if other.task == task else other.task
+            whence = (task, other.algorithm, other.source, name, other.seeds)
+            points = zip(other.steps, other.returns, strict=True)
+            rows += [(*whence, int(steps), float(value)) for steps, value in points]
+    return Table(columns, rows)
+
+
+def comparison(tasks: Iterable[TaskScores]) -> Table:
+    """`comparison.csv`: final return, area under the curve and steps to returns, for every task and method."""
+    names = ("return", "seeds_there", "steps")
+    shares = [f"{name}_{share:.0%}".rstrip("%") for share in SHARES for name in names]
+    estimates = [f"{score}_{part}" for score in SCORES for part in ("iqm", "low", "high")]
+    columns = ("task", "method", "seeds", "on_policy_steps", *estimates, "yardstick", *shares)
+    rows: list[tuple[Cell, ...]] = []
+    for task in tasks:
+        for method, scores in task.methods.items():
+            cells: list[Cell] = [task.task, method, len(scores.curve.seeds), scores.steps]
+            for score in SCORES:
+                cells += _numbers(scores.estimates[score])
+            cells.append(task.yardstick.source if task.yardstick else None)
+            for _, level in task.levels:
+                steps = scores.steps_to(level)
+                cells += [level, int(np.isfinite(steps).sum()), _whole(median_with_never(steps))]
+            rows.append((*cells, *[None] * (len(columns) - len(cells))))
+    return Table(columns, rows)
+
+
+def comparison_page(experiment: str, tasks: Sequence[TaskScores]) -> Page:
+    """`comparison.md` and `.html`: the same to be read, rounded."""
+    rows = []
+    for task in tasks:
+        for method, scores in task.methods.items():
+            cells = [task.task, method, str(len(scores.curve.seeds)), f"{scores.steps:,}"]
+            cells += [_interval(scores.estimates[score]) for score in SCORES]
+            cells += [_reached(scores.steps_to(level)) for _, level in task.levels] or ["–"] * len(SHARES)
+            rows.append(cells)
+    return Page(
+        f"The methods of the experiment {experiment} compared",
+        (
+            *("task", "method", "seeds", "on-policy steps", "final return", "area under the curve"),
+            *(f"steps to {100 * share:g}\N{NO-BREAK SPACE}%" for share in SHARES),
+        ),
+        rows,
+        [f"{task.task}, 100 %: {_yardstick(task)}." for task in tasks],
+        "Final return and area under the curve (the mean height of the curve, in units of return): interquartile mean "
+        "over seeds, in brackets its 95 % bootstrap interval where there are several; a seed counts by the mean of its "
+        "evaluation episodes. All methods of a task are compared up to the last step that all have reached. Steps: "
+        "median over seeds of the first evaluation at or above the return, where a seed that never got there is later "
+        "than all others; in brackets how many got there, if not all; a dash: fewer than the median needs.",
+    )
+
+
+def _reached(steps: NDArray[np.float64]) -> str:
+    """The median of the steps (seeds,) to a return, and how many seeds got there if not all."""
+    there, median = int(np.isfinite(steps).sum()), _whole(median_with_never(steps))
+    return ("–" if median is None else f"{median:,}") + (f" ({there}/{len(steps)})" if there < len(steps) else "")
+
+
+def _yardstick(task: TaskScores) -> str:
+    stick = task.yardstick
+    if stick is None:
+        return "nothing learned yet"
+    low = f"; {_rounded(stick.low)} is 0 %" if stick.low else ""
+    return f"{_rounded(stick.high)}{low} ({stick.source})"
+
+
+def steps_to_return(tasks: Iterable[TaskScores]) -> Table:
+    """`steps_to_return.csv`: one row for every seed and return; empty steps mean never."""
+    columns = ("task", "method", "seed", "share", "return", "on_policy_steps")
+    rows: list[tuple[Cell, ...]] = [
+        (task.task, method, seed, share, level, _whole(steps))
+        for task in tasks
+        for method, scores in task.methods.items()
+        for share, level in task.levels
+        for seed, steps in zip(scores.curve.seeds, scores.steps_to(level), strict=True)
+    ]
+    return Table(columns, rows)
+
+
+def aggregate(tasks: Iterable[TaskScores], pooled: Iterable[Pooled]) -> Table:
+    """`aggregate.csv`: one row for every interval; over all tasks in shares of the tasks' yardsticks."""
+    columns = ("task", "method", "score", "seeds", "iqm", "low", "high", "unit")
+    rows: list[tuple[Cell, ...]] = [
+        (task.task, method, score, len(scores.curve.seeds), *_numbers(scores.estimates[score]), "return")
+        for task in tasks
+        for method, scores in task.methods.items()
+        for score in SCORES
+    ]
+    rows += [(ALL_TASKS, each.method, each.score, each.seeds, *_numbers(each.estimate), "share") for each in pooled]
+    return Table(columns, rows)
+
+
+def probability_of_improvement(improvements: Iterable[Improvement]) -> Table:
+    """`probability_of_improvement.csv`: one row for every interval."""
+    columns = ("task", "method", "over", "score", "seeds", "seeds_over", "probability", "low", "high")
+    rows: list[tuple[Cell, ...]] = [
+        (each.task, BASE, each.other, each.score, each.seeds, each.other_seeds, *_numbers(each.estimate))
+        for each in improvements
+    ]
+    return Table(columns, rows)
+
+
+def _numbers(estimate: Estimate) -> list[Cell]:
+    """Statistic and interval of an estimate of no dimension, as cells."""
+    ends = [float(value) for value in (estimate.value, estimate.low, estimate.high)]
+    return [None if isnan(value) else value for value in ends]
+
+
+def _interval(estimate: Estimate) -> str:
+    value, low, high = (
+        None if isnan(end) else _rounded(float(end)) for end in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value}" if low is None else f"{value} [{low}, {high}]"
+
+
+def _whole(steps: float) -> int | None:
+    return None if isnan(steps) else round(steps)
 
 
 def model_shift_and_bias(runs: Iterable[Run]) -> Table:

@@ -98,10 +98,14 @@ def result_inputs(wildcards):
     return PLAN.result_inputs()
 
 
-# The category in the report of each file that it shows; the others lie beside them.
+# The category in the report of each file that it shows; the others lie beside them. The caption is the .rst of its name.
 SHOWN = {
     "learning_curves.svg": "Returns",
-    "final_returns.csv": "Returns",
+    "beside_published.svg": "Returns",
+    "final_returns.html": "Returns",
+    "aggregate.svg": "Comparison",
+    "probability_of_improvement.svg": "Comparison",
+    "comparison.html": "Comparison",
     "model_shift_and_bias.svg": "Model",
     "holdout_error.svg": "Model",
     "policy_diagnostics.svg": "Policy",
@@ -114,12 +118,15 @@ SHOWN = {
 
 
 def shown(name):
-    caption = f"../report/{Path(name).stem}.rst"
+    path = Path(name)
     return report(
         f"{RESULTS}/{name}",
-        caption=caption,
+        caption=f"../report/{path.stem}.rst",
         category=SHOWN[name],
-        labels={"result": Path(name).stem.replace("_", " ").capitalize()},
+        labels={
+            "result": path.stem.replace("_", " ").capitalize(),
+            "kind": "figure" if path.suffix == ".svg" else "table",
+        },
     )
 
 

@@ -1,46 +1,25 @@
-"""The figures of an experiment. Colours are methods everywhere; thin lines are seeds, or members of an ensemble."""
+"""Figures of what happens inside a run: the model and the policy. Colours are methods, thin lines are members."""
 
 from collections.abc import Iterable, Sequence
-from math import ceil, nan
+from math import nan
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from usbpo.report import drawing
 from usbpo.report.drawing import Array, Look
-from usbpo.report.records import PolicyLine, Run
-from usbpo.report.tables import grouped
+from usbpo.report.records import (
+    PolicyLine,
+    Run,
+    grouped,
+    methods_of,
+    on_policy_steps,
+    seeds_by_method,
+    tasks_of,
+)
 
-
-def learning_curves(runs: Sequence[Run]) -> Figure:
-    """Return over on-policy steps: a panel a task, a colour a method, a thin line a seed, a bold line their mean."""
-    tasks, style = _tasks(runs), _looks(runs)
-    columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3}.get(len(tasks), 4)
-    figure, panels = drawing.panels(ceil(len(tasks) / columns), columns, (9.4, 5.4) if len(tasks) == 1 else (5.0, 4.0))
-    every = [axes for row in panels for axes in row]
-    for axes, task in zip(every, tasks, strict=False):
-        ends = []
-        for method, seeds in _methods(runs, task).items():
-            x = _steps(seeds[0], [evaluation.cycle for evaluation in seeds[0].evaluations])
-            returns = np.array([[evaluation.returns.mean() for evaluation in run.evaluations] for run in seeds])
-            if len(seeds) == 1:
-                episodes = [evaluation.returns for evaluation in seeds[0].evaluations]
-                drawing.band(axes, x, np.array([[each.min(), each.max()] for each in episodes]).T, style[method])
-            ends.append((drawing.mean_line(axes, x, returns, style[method], each=True), style[method]))
-        axes.set_title(task)
-        drawing.x_axis(axes, 6 if len(tasks) == 1 else 5)
-        drawing.y_axis(axes)
-        if len(tasks) == 1:
-            drawing.label_ends(axes, ends)
-        axes.set_xlabel("On-policy steps")
-    for axes in every[len(tasks) :]:
-        axes.remove()
-    for row in panels:
-        row[0].set_ylabel("Return")
-    if len(tasks) > 1:
-        drawing.legend(figure, style.values())
-    drawing.note(figure, _spread_of_returns(runs))
-    return figure
+FEW_METHODS = 3
+"""Up to so many methods have a column each, with all members."""
 
 
 def model_shift_and_bias(runs: Sequence[Run]) -> Figure:
@@ -51,16 +30,15 @@ def model_shift_and_bias(runs: Sequence[Run]) -> Figure:
     tuned = [run for run in runs if run.phase2]
     if not tuned:
         return drawing.message("No phase 2 has run yet: it begins with the second model update.")
-    tasks = _tasks(tuned)
+    tasks = tasks_of(tuned)
     figure, panels = drawing.panels(len(tasks), 3, (4.6, 4.2) if len(tasks) == 1 else (4.6, 3.6), sharey="row")
     for row, task in zip(panels, tasks, strict=True):
         for axes, term in zip(row, ("shift", "bias", "sum"), strict=True):
-            for method, seeds in _methods(tuned, task).items():
-                x = _steps(seeds[0], [metrics.cycle for metrics in seeds[0].phase2])
-                before = np.array([[getattr(metrics.before, term) for metrics in run.phase2] for run in seeds])
-                after = np.array([[getattr(metrics.after, term) for metrics in run.phase2] for run in seeds])
-                drawing.mean_line(axes, x, before, style[method], dashed=True)
-                drawing.mean_line(axes, x, after, style[method])
+            for method, seeds in seeds_by_method(tuned, task).items():
+                before = _in_force(seeds, [{m.cycle: getattr(m.before, term) for m in run.phase2} for run in seeds])
+                after = _in_force(seeds, [{m.cycle: getattr(m.after, term) for m in run.phase2} for run in seeds])
+                drawing.mean_line(axes, *before, style[method], dashed=True, shaded=False)
+                drawing.mean_line(axes, *after, style[method])
             drawing.x_axis(axes)
         row[0].set_ylabel("W₂ distance")
         drawing.log_axis_or_from_zero(row)
@@ -77,25 +55,27 @@ def model_shift_and_bias(runs: Sequence[Run]) -> Figure:
 
 
 def holdout_error(runs: Sequence[Run]) -> Figure:
-    """Hold-out error after each phase 1: a row a task, a column a method, a thin line a member, bold the elites."""
-    style = _looks(runs)
+    """Hold-out error after each phase 1: of each member, or of the elites of each method where methods are many."""
     modelled = [run for run in runs if run.phase1]
     if not modelled:
         return drawing.message("No method of this experiment has a model.")
-    tasks, methods = _tasks(modelled), list(dict.fromkeys(run.files.method for run in modelled))
+    return _members(modelled, _looks(runs)) if len(methods_of(modelled)) <= FEW_METHODS else _elites(runs, modelled)
+
+
+def _members(modelled: Sequence[Run], style: dict[str, Look]) -> Figure:
+    """A row a task, a column a method, a thin line a member, bold the elites."""
+    tasks, methods = tasks_of(modelled), methods_of(modelled)
     size = (9.4, 5.4) if len(tasks) == len(methods) == 1 else (5.4, 4.6) if len(tasks) == 1 else (4.2, 3.4)
     figure, panels = drawing.panels(len(tasks), len(methods), size, sharey="row")
     for row, task in zip(panels, tasks, strict=True):
-        groups = _methods(modelled, task)
+        groups = seeds_by_method(modelled, task)
         for axes, method in zip(row, methods, strict=True):
             for run in groups.get(method, []):
-                x = _steps(run, [metrics.cycle for metrics in run.phase1])
+                x = on_policy_steps(run, [metrics.cycle for metrics in run.phase1])
                 members = np.array([metrics.holdout_mse for metrics in run.phase1]).T
                 drawing.thin_lines(axes, x, members, style[method])
             if method in groups:
-                elites = [[np.mean(np.take(m.holdout_mse, m.elites)) for m in run.phase1] for run in groups[method]]
-                x = _steps(groups[method][0], [metrics.cycle for metrics in groups[method][0].phase1])
-                drawing.mean_line(axes, x, np.array(elites), style[method], shaded=False)
+                drawing.mean_line(axes, *_elite_errors(groups[method]), style[method], shaded=False)
             drawing.x_axis(axes)
         row[0].set_ylabel("Hold-out MSE")
         drawing.log_axis(row)
@@ -113,20 +93,37 @@ def holdout_error(runs: Sequence[Run]) -> Figure:
     return figure
 
 
+def _elites(runs: Sequence[Run], modelled: Sequence[Run]) -> Figure:
+    """A panel a task, a colour a method."""
+    tasks, style = tasks_of(modelled), _looks(runs)
+    figure, panels = drawing.grid(len(tasks), (9.4, 5.4) if len(tasks) == 1 else (5.0, 4.0))
+    for axes, task in zip(panels, tasks, strict=True):
+        for method, seeds in seeds_by_method(modelled, task).items():
+            drawing.mean_line(axes, *_elite_errors(seeds), style[method])
+        axes.set_title(task)
+        axes.set_xlabel("On-policy steps")
+        drawing.x_axis(axes)
+        drawing.log_axis([axes])
+    drawing.label_first_column(panels, "Hold-out MSE")
+    drawing.legend(figure, [style[method] for method in methods_of(modelled)])
+    drawing.note(figure, f"Mean of the elites. {_spread(modelled)}")
+    return figure
+
+
 def policy_diagnostics(runs: Sequence[Run]) -> Figure:
     """Temperature, entropy, critic loss and Q over updates: a row a task (four panels in a square if there is one)."""
-    tasks, style = _tasks(runs), _looks(runs)
+    tasks, style = tasks_of(runs), _looks(runs)
     one = len(tasks) == 1
     figure, panels = drawing.panels(2 if one else len(tasks), 2 if one else 4, (6.2, 3.7) if one else (4.4, 3.3))
     rows = [panels[0] + panels[1]] if one else panels
     for row, task in zip(rows, tasks, strict=True):
         temperature, entropy, loss, value = row
-        for method, seeds in _methods(runs, task).items():
+        for method, seeds in seeds_by_method(runs, task).items():
             look = style[method]
             for axes, name in ((temperature, "temperature"), (entropy, "entropy"), (loss, "critic_loss")):
                 drawing.mean_line(axes, *_history(seeds, name), look)
             drawing.mean_line(value, *_history(seeds, "q_real"), look)
-            drawing.mean_line(value, *_history(seeds, "q_model"), look, dashed=True)
+            drawing.mean_line(value, *_history(seeds, "q_model"), look, dashed=True, shaded=False)
         for axes in row:
             drawing.x_axis(axes)
             drawing.y_axis(axes)
@@ -149,22 +146,28 @@ def policy_diagnostics(runs: Sequence[Run]) -> Figure:
 # Data
 
 
-def _tasks(runs: Iterable[Run]) -> list[str]:
-    return list(dict.fromkeys(run.files.task for run in runs))
-
-
 def _looks(runs: Iterable[Run]) -> dict[str, Look]:
-    return drawing.looks(run.files.method for run in runs)
+    return drawing.looks(methods_of(runs))
 
 
-def _methods(runs: Iterable[Run], task: str) -> dict[str, list[Run]]:
-    """The seeds of each method on one task."""
-    return {method: seeds for (its_task, method), seeds in grouped(runs).items() if its_task == task}
+def _elite_errors(seeds: Sequence[Run]) -> tuple[Array, Array]:
+    """On-policy steps (points,) and the mean error of the elites (seeds, points)."""
+    errors = [{m.cycle: float(np.mean(np.take(m.holdout_mse, m.elites))) for m in run.phase1} for run in seeds]
+    return _in_force(seeds, errors)
 
 
-def _steps(run: Run, cycles: Iterable[int]) -> Array:
-    """On-policy steps at the ends of `cycles`."""
-    return np.array([run.files.steps(cycle) for cycle in cycles], dtype=np.float64)
+def _in_force(seeds: Sequence[Run], values: Sequence[dict[int, float]]) -> tuple[Array, Array]:
+    """On-policy steps (points,) and the newest value of each seed (seeds, points).
+
+    `values` are given by cycle, in ascending order. Where a trigger decides, seeds update their models in cycles of
+    their own: there is a point wherever one of them does, from the first cycle on in which all have a value.
+    """
+    first = max(min(of_seed) for of_seed in values)
+    cycles = np.array(sorted({cycle for of_seed in values for cycle in of_seed if cycle >= first}))
+    newest = [
+        np.array(list(of_seed.values()))[np.searchsorted(list(of_seed), cycles, side="right") - 1] for of_seed in values
+    ]
+    return on_policy_steps(seeds[0], cycles), np.array(newest)
 
 
 def _history(seeds: Sequence[Run], name: str) -> tuple[Array, Array]:
@@ -181,20 +184,7 @@ def _number(line: PolicyLine, name: str) -> float:
     return nan if value is None else float(value)
 
 
-def _spread_of_returns(runs: Sequence[Run]) -> str:
-    """What is drawn in the learning curves."""
-    episodes = " or ".join(map(str, sorted({len(e.returns) for run in runs for e in run.evaluations})))
-    seeds = sorted({len(group) for group in grouped(runs).values()})
-    if seeds == [1]:
-        return f"One seed. Line: mean of {episodes} evaluation episodes. Shaded: their minimum to maximum."
-    single = ", over episodes where there is one seed" if seeds[0] == 1 else ""
-    return (
-        f"Thin: one seed, mean of {episodes} evaluation episodes. Bold: mean over seeds. "
-        f"Shaded: minimum to maximum over seeds{single}."
-    )
-
-
 def _spread(runs: Sequence[Run]) -> str:
     """What is drawn where a line is a mean over seeds."""
     seeds = max(len(group) for group in grouped(runs).values())
-    return "One seed." if seeds == 1 else f"Lines: mean over {seeds} seeds. Shaded: minimum to maximum over seeds."
+    return "One seed." if seeds == 1 else f"Lines: mean over {seeds} seeds. Shaded, of solid lines: minimum to maximum."
