@@ -28,7 +28,7 @@ CYCLES = 3
 """Cycles of the test experiment after cycle 0."""
 FIGURES = (
     *("learning_curves", "beside_published", "aggregate", "probability_of_improvement"),
-    *("model_shift_and_bias", "holdout_error", "policy_diagnostics"),
+    *("model_shift_and_bias", "holdout_error", "policy_diagnostics", "trigger_history"),
     *("theory_bracket", "theory_bias", "theory_surrogate", "theory_depth", "theory_bound"),
 )
 RESULT_FILES = (

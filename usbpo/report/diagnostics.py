@@ -111,7 +111,7 @@ def _elites(runs: Sequence[Run], modelled: Sequence[Run]) -> Figure:
 
 
 def policy_diagnostics(runs: Sequence[Run]) -> Figure:
-    """Temperature, entropy, critic loss and Q over updates: a row a task (four panels in a square if there is one)."""
+    """Temperature, entropy, critic loss and Q over steps: a row a task (four panels in a square if there is one)."""
     tasks, style = tasks_of(runs), _looks(runs)
     one = len(tasks) == 1
     figure, panels = drawing.panels(2 if one else len(tasks), 2 if one else 4, (6.2, 3.7) if one else (4.4, 3.3))
@@ -135,7 +135,7 @@ def policy_diagnostics(runs: Sequence[Run]) -> Figure:
     for axes, title in zip(rows[0], ("Temperature", "Entropy (nats)", "Critic loss", "Q value"), strict=True):
         axes.set_title(title)
     for axes in panels[-1]:
-        axes.set_xlabel("Policy updates")
+        axes.set_xlabel("On-policy steps")
     rows[0][-1].legend(handles=drawing.line_kinds(solid="real rows", dashed="model rows"), loc="best", fontsize=12)
     drawing.legend(figure, style.values(), title=tasks[0] if one else None)
     drawing.name_rows(panels, tasks)
@@ -171,12 +171,21 @@ def _in_force(seeds: Sequence[Run], values: Sequence[dict[int, float]]) -> tuple
 
 
 def _history(seeds: Sequence[Run], name: str) -> tuple[Array, Array]:
-    """Updates (points,) and one quantity (seeds, points), at the updates that all seeds report; what is null is NaN."""
+    """Steps (points,) and one quantity (seeds, points), where all seeds report it; what is null is NaN.
+
+    Methods take unlike numbers of updates for a step, so an update stands at its share of its cycle's steps.
+    """
     histories = [
-        {line.update: _number(line, name) for metrics in run.policy for line in metrics.history} for run in seeds
+        {
+            run.files.steps(metrics.cycle - 1)
+            + run.files.cycle_steps * (line.update - metrics.history[0].update) / metrics.updates: _number(line, name)
+            for metrics in run.policy
+            for line in metrics.history
+        }
+        for run in seeds
     ]
-    updates = [update for update in histories[0] if all(update in history for history in histories)]
-    return np.array(updates, float), np.array([[history[update] for update in updates] for history in histories])
+    steps = [step for step in histories[0] if all(step in history for history in histories)]
+    return np.array(steps), np.array([[history[step] for step in steps] for history in histories])
 
 
 def _number(line: PolicyLine, name: str) -> float:

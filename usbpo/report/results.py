@@ -6,7 +6,7 @@ from pathlib import Path
 
 from usbpo.errors import UsbpoError
 from usbpo.files import write_text
-from usbpo.report import comparison, curves, diagnostics, drawing, scores, tables, theory_figures
+from usbpo.report import comparison, curves, diagnostics, drawing, scores, tables, theory_figures, trigger_history
 from usbpo.report.records import read_run
 from usbpo.report.runs import RunFiles
 
@@ -47,6 +47,7 @@ def results(*, experiment: str, runs: Sequence[RunFiles], output: Path, root: Pa
         "model_shift_and_bias": tables.model_shift_and_bias(read),
         "holdout_error": tables.holdout_error(read),
         "policy_diagnostics": tables.policy_diagnostics(read),
+        "trigger_history": trigger_history.table(read),
     }.items():
         write_text(output / f"{name}.csv", table.csv())
     for name, page in {
@@ -65,6 +66,7 @@ def results(*, experiment: str, runs: Sequence[RunFiles], output: Path, root: Pa
     drawing.save(lambda: diagnostics.model_shift_and_bias(read), output / "model_shift_and_bias")
     drawing.save(lambda: diagnostics.holdout_error(read), output / "holdout_error")
     drawing.save(lambda: diagnostics.policy_diagnostics(read), output / "policy_diagnostics")
+    drawing.save(lambda: trigger_history.figure(read), output / "trigger_history")
     theory_figures.save(read, output)
 
 

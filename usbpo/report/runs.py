@@ -27,6 +27,7 @@ FILES = (
     *("model_shift_and_bias.svg", "model_shift_and_bias.png", "model_shift_and_bias.csv"),
     *("holdout_error.svg", "holdout_error.png", "holdout_error.csv"),
     *("policy_diagnostics.svg", "policy_diagnostics.png", "policy_diagnostics.csv"),
+    *("trigger_history.svg", "trigger_history.png", "trigger_history.csv"),
     *("theory_bracket.svg", "theory_bracket.png", "theory_bracket.csv"),
     *("theory_bias.svg", "theory_bias.png", "theory_bias.csv"),
     *("theory_surrogate.svg", "theory_surrogate.png", "theory_surrogate.csv"),

@@ -108,6 +108,7 @@ SHOWN = {
     "comparison.html": "Comparison",
     "model_shift_and_bias.svg": "Model",
     "holdout_error.svg": "Model",
+    "trigger_history.svg": "Model",
     "policy_diagnostics.svg": "Policy",
     "theory_bracket.svg": "Theory",
     "theory_bias.svg": "Theory",
