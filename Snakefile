@@ -28,6 +28,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/policy.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/media.smk"
 
 
 onstart:

@@ -259,8 +259,9 @@ def video(
         str | None, typer.Option(help="Gymnasium id; without it the one that the run collected in.")
     ] = None,
     environment_arguments: Annotated[
-        str, typer.Option(help="Keyword arguments of the environment, as JSON, with --environment.")
-    ] = "{}",
+        str | None,
+        typer.Option(help="Its keyword arguments, as JSON; without it the run's, or none with --environment."),
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
 ) -> None:
     """Film one episode of a run's deterministic policy."""

@@ -3,7 +3,6 @@
 To be imported only in a process that has an OpenGL renderer for MuJoCo's tasks; see `usbpo.report.video`.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -187,21 +186,10 @@ def write_gif(made: Film, path: Path) -> None:
 
 
 def write_mp4(made: Film, path: Path) -> None:
-    """Write an MP4 (H.264).
-
-    Raises:
-        UsbpoError: imageio-ffmpeg is not installed.
-    """
-    require_mp4(path)
+    """Write an MP4 (H.264), with imageio-ffmpeg."""
     video: Any = imageio.imwrite(
         "<bytes>", np.stack(made.frames), extension=".mp4", plugin="FFMPEG", fps=made.frames_per_second,
         macro_block_size=2,
     )  # fmt: skip
     with writing(path) as temporary:
         temporary.write_bytes(video)
-
-
-def require_mp4(path: Path) -> None:
-    """Raise UsbpoError where MP4 cannot be written."""
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise UsbpoError(f"{path}: MP4 needs imageio-ffmpeg; `pip install imageio-ffmpeg`, or write a .gif.")

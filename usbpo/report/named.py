@@ -61,7 +61,9 @@ def named_run(word: str, root: Path = Path()) -> NamedRun:
     """
     found = named_runs([word], root)
     if len(found) > 1:
-        raise UsbpoError(f"{word}: {len(found)} runs are there, but one is needed; name one of them, as {found[0].name}.")
+        raise UsbpoError(
+            f"{word}: {len(found)} runs are there, but one is needed; name one of them, as {found[0].name}."
+        )
     return found[0]
 
 

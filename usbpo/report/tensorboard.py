@@ -61,7 +61,9 @@ def write_runs(runs: Sequence[NamedRun], folder: Path, cycles: int | None = None
     roots: dict[str, Path] = {}
     for run in runs:
         if roots.setdefault(run.name, run.root) != run.root:
-            raise UsbpoError(f"{run.name}: the name of two runs, in {roots[run.name]} and {run.root}; write one at a time.")
+            raise UsbpoError(
+                f"{run.name}: the name of two runs, in {roots[run.name]} and {run.root}; write one at a time."
+            )
     for run in runs:
         path, events = write_run(run, folder, cycles)
         values = sum(len(scalars) for scalars in events.values())
@@ -207,7 +209,7 @@ def _phase1(metrics: Mapping[str, Any]) -> Scalars:
 
 
 def _phase2(metrics: Mapping[str, Any]) -> Scalars:
-    distances = {
+    distances: Scalars = {
         f"phase2/{term}_{when}": float(metrics[when][term])
         for when in ("before", "after")
         for term in ("shift", "bias", "sum")

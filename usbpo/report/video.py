@@ -5,6 +5,7 @@ take its process with it. So the film is made in a process of its own, once for 
 does; the user's own MUJOCO_GL is the only one tried.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -39,7 +40,7 @@ def video(
     episode_seed: int | None = None,
     seconds: float = 10.0,
     environment: str | None = None,
-    environment_arguments: str = "{}",
+    environment_arguments: str | None = None,
 ) -> Path:
     """Film one episode of a run's deterministic policy.
 
@@ -52,7 +53,7 @@ def video(
         episode_seed: seed of the episode; the one of the run's first evaluation episode without it.
         seconds: most seconds of simulated time.
         environment: Gymnasium id; the one that the run collected in without it.
-        environment_arguments: keyword arguments of that `environment`, as JSON.
+        environment_arguments: its keyword arguments, as JSON; those of the run without it, or none with `environment`.
 
     Returns:
         The file.
@@ -69,14 +70,15 @@ def video(
         output = Path(layout.VIDEO.format(**vars(run), cycle=layout.five_digits(cycle)))
     if output.suffix not in (".gif", ".mp4"):
         raise UsbpoError(f"{output}: its name must end in .gif or .mp4.")
-    if environment is None:
-        environment, environment_arguments = _environment(run, cycle)
+    if output.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise UsbpoError(f"{output}: MP4 needs imageio-ffmpeg; `pip install imageio-ffmpeg`, or write a .gif.")
+    environment, arguments = (environment, "{}") if environment else _environment(run, cycle)
     if episode_seed is None:
         episode_seed = int(seed_sequence(run.seed, 0, "evaluate").spawn(1)[0].generate_state(1)[0])
     told = {
         "policy": str(policy),
         "environment": environment,
-        "arguments": environment_arguments,
+        "arguments": arguments if environment_arguments is None else environment_arguments,
         "episode_seed": episode_seed,
         "seconds": seconds,
         "output": str(output),
@@ -125,7 +127,9 @@ def _filmed(told: str) -> str:
 def _last_policy(run: NamedRun) -> int:
     with_policy = [cycle for cycle in run.cycles() if run.path(layout.POLICY, cycle).is_file()]
     if not with_policy:
-        raise UsbpoError(f"{run.root / 'data/runs' / run.name}: it holds no policy yet; run it on, or name another run.")
+        raise UsbpoError(
+            f"{run.root / 'data/runs' / run.name}: it holds no policy yet; run it on, or name another run."
+        )
     return with_policy[-1]
 
 
