@@ -29,6 +29,7 @@ include: "workflow/rules/model.smk"
 include: "workflow/rules/policy.smk"
 include: "workflow/rules/theory.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/media.smk"
 
 
 onstart:

@@ -85,7 +85,7 @@ def _application(chosen: str) -> typer.Typer:
             app.command(stage, rich_help_panel=PANEL_STAGES)(_verb(stage))
         else:
             app.command(stage, rich_help_panel=PANEL_STAGES, help=_first_line(stage))(lambda: None)
-    for verb in (status, inspect, results, check_task, schema, worker):
+    for verb in (status, inspect, results, check_task, tensorboard, video, schema, worker):
         app.command(verb.__name__.replace("_", "-"), rich_help_panel=PANEL_USER)(verb)
     return app
 
@@ -233,6 +233,61 @@ def check_task(
 
     if not print_checks(file):
         raise typer.Exit(1)
+
+
+def tensorboard(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="TASK/METHOD/seed-N, a folder of runs, or data/results/EXPERIMENT; without it every run.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="TensorBoard's log folder; each run has a folder below it.")] = Path(
+        "data/tensorboard"
+    ),
+    cycles: Annotated[int | None, typer.Option(help="Last cycle to read; all without it.", min=0)] = None,
+    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+) -> None:
+    """Write what runs have on disk as TensorBoard event files."""
+    from usbpo.report.named import named_runs
+    from usbpo.report.tensorboard import write_runs
+
+    write_runs(named_runs(runs or [], folder), output, cycles)
+
+
+def video(
+    run: Annotated[str, typer.Argument(help="TASK/METHOD/seed-N, or the folder of a run.")],
+    cycle: Annotated[int | None, typer.Option(help="Cycle of the policy; the last without it.", min=0)] = None,
+    output: Annotated[
+        Path | None, typer.Option(help=".gif or .mp4; data/videos/TASK/METHOD/seed-N/CYCLE.gif without it.")
+    ] = None,
+    episode_seed: Annotated[
+        int | None, typer.Option(help="Seed of the episode; without it that of the run's first evaluation.", min=0)
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Longest video, in seconds of simulated time.", min=0.1)] = 10.0,
+    environment: Annotated[
+        str | None, typer.Option(help="Gymnasium id; without it the one that the run collected in.")
+    ] = None,
+    environment_arguments: Annotated[
+        str | None,
+        typer.Option(help="Its keyword arguments, as JSON; without it the run's, or none with --environment."),
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+) -> None:
+    """Film one episode of a run's deterministic policy."""
+    from usbpo.report.named import named_run
+    from usbpo.report.video import video as film
+
+    film(
+        named_run(run, folder),
+        cycle=cycle,
+        output=output,
+        episode_seed=episode_seed,
+        seconds=seconds,
+        environment=environment,
+        environment_arguments=environment_arguments,
+    )
 
 
 def schema(folder: Annotated[Path, typer.Argument(help="Folder to write into.")] = Path("workflow/schemas")) -> None:

@@ -25,6 +25,11 @@ THEORY_ROWS = CYCLE + "/theory.h5"
 LOG = RUN + "/logs/{cycle}/{stage}.log"
 BENCHMARK = RUN + "/benchmarks/{cycle}/{stage}.tsv"
 
+EVENT_FILE = "events.out.tfevents.usbpo"
+"""TensorBoard reads every file with `tfevents` in its name."""
+TENSORBOARD = "data/tensorboard/{task}/{method}/seed-{seed}/" + EVENT_FILE
+VIDEO = "data/videos/{task}/{method}/seed-{seed}/{cycle}.gif"
+
 
 def five_digits(cycle: int) -> str:
     """A cycle, or block, as it stands in a path."""

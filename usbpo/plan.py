@@ -178,6 +178,10 @@ class Run:
             f"--retained-updates {self.schedule.retained_updates}"
         )
 
+    def video_options(self) -> str:
+        """Parameters of `video`."""
+        return self._environment()
+
     def _environment(self) -> str:
         environment = self.config.environment
         arguments = json.dumps(environment.arguments, sort_keys=True)
@@ -291,6 +295,27 @@ class Plan:
     def result_runs(self) -> list[str]:
         """The runs as `usbpo results --runs` takes them."""
         return [str(run.files(cycles)) for run, cycles in self.cycles.items()]
+
+    def event_files(self) -> list[str]:
+        """TensorBoard's file of each run."""
+        return [run.path(layout.TENSORBOARD, cycles) for run, cycles in self.cycles.items()]
+
+    def event_inputs(self, run: Run) -> list[str]:
+        """What TensorBoard's file of a run is made from: its real data, evaluations and metrics.
+
+        Raises:
+            UsbpoError: the run is not of this experiment, which alone says how many cycles it has.
+        """
+        if run not in self.cycles:
+            raise UsbpoError(f"{run.name} is no run of the experiment {self.experiment.experiment}; add it there.")
+        shown = (".json", "evaluation.h5")
+        paths = [path for cycle in range(self.cycles[run] + 1) for path in run.artifacts(cycle)]
+        shards = [run.path(layout.SHARD, cycle) for cycle in range(self.cycles[run] + 1)]
+        return [*shards, *(path for path in paths if path.endswith(shown))]
+
+    def videos(self) -> list[str]:
+        """A video of the final policy of each run."""
+        return [run.path(layout.VIDEO, cycles) for run, cycles in self.cycles.items()]
 
 
 @cache

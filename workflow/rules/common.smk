@@ -91,6 +91,22 @@ def first_shard(wildcards):
     return run_of(wildcards).path(layout.SHARD, 0)
 
 
+def event_files(wildcards):
+    return PLAN.event_files()
+
+
+def event_inputs(wildcards):
+    return PLAN.event_inputs(run_of(wildcards))
+
+
+def cycles_of_run(wildcards):
+    return PLAN.cycles[run_of(wildcards)]
+
+
+def videos(wildcards):
+    return PLAN.videos()
+
+
 # ---- around a run ----------------------------------------------------------------------------------------------
 
 
