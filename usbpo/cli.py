@@ -1,6 +1,7 @@
 """The command line: one verb for each stage, and the user's verbs."""
 
 import inspect as introspection
+import os
 import re
 import resource
 import sys
@@ -85,7 +86,7 @@ def _application(chosen: str) -> typer.Typer:
             app.command(stage, rich_help_panel=PANEL_STAGES)(_verb(stage))
         else:
             app.command(stage, rich_help_panel=PANEL_STAGES, help=_first_line(stage))(lambda: None)
-    for verb in (status, inspect, results, check_task, tensorboard, video, schema, worker):
+    for verb in (status, inspect, results, plan, check_task, tensorboard, video, schema, worker):
         app.command(verb.__name__.replace("_", "-"), rich_help_panel=PANEL_USER)(verb)
     return app
 
@@ -223,6 +224,26 @@ def results(
     from usbpo.report.runs import RunFiles
 
     make_results(experiment=experiment, runs=[RunFiles.parse(run) for run in runs], output=output, root=folder)
+
+
+def plan(
+    experiment: Annotated[
+        str | None, typer.Argument(help="Experiment file, or the name of one in config/experiments; or the default.")
+    ] = None,
+    cores: Annotated[int, typer.Option(help="Cores that Snakemake may use.", min=1)] = os.cpu_count() or 1,
+    scale: Annotated[float | None, typer.Option(help="In place of the experiment's scale.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+) -> None:
+    """Say what an experiment will take before it runs: runs, jobs, disk, time, and what stands already."""
+    from usbpo.plan import Plan
+    from usbpo.report.estimate import print_plan
+
+    path = Path("config/config.yaml") if experiment is None else Path(experiment)
+    if path.suffix not in (".yaml", ".yml"):
+        path = Path("config/experiments") / f"{experiment}.yaml"
+    changed = {} if scale is None else {"scale": scale}
+    content = {**config.read_yaml(path), **changed}
+    print_plan(Plan(content, source=str(path), folders=[Path("config")]), cores, folder)
 
 
 def check_task(

@@ -204,22 +204,33 @@ class Run:
             theory=self.config.theory is not None and schedule.has_model,
         )
 
+    def jobs(self, cycle: int) -> dict[str, list[str]]:
+        """The stages of `cycle`, each with what it leaves behind."""
+        templates: dict[str, list[str]] = {"collect": [layout.SHARD]}
+        if cycle == 0:
+            templates["initialise"] = [layout.POLICY]
+        if cycle and self.schedule.triggered:
+            templates["trigger"] = [layout.TRIGGER]
+        if self.schedule.has_model_stages(cycle):
+            templates["phase1"] = [layout.MODEL_MLE, layout.PHASE1_METRICS]
+        if self.fine_tunes(cycle):
+            templates["phase2"] = [layout.MODEL, layout.PHASE2_METRICS]
+        if self.schedule.has_model_stages(cycle):
+            templates["rollout"] = [layout.ROLLOUTS, layout.ROLLOUT_METRICS]
+        if cycle:
+            templates["policy"] = [layout.POLICY, layout.POLICY_METRICS]
+        if self.measures_theory(cycle):
+            templates["theory"] = [layout.THEORY_ROWS, layout.THEORY_METRICS]
+        if self.schedule.evaluates(cycle):
+            templates["evaluate"] = [layout.EVALUATION]
+        made = {stage: [self.path(template, cycle) for template in of_stage] for stage, of_stage in templates.items()}
+        if (block := completed_block(cycle)) is not None:
+            made["block"] = [self.path(layout.BLOCK, block)]
+        return made
+
     def artifacts(self, cycle: int) -> list[str]:
         """Everything that `cycle` leaves behind."""
-        templates = [layout.SHARD, layout.POLICY]
-        if self.schedule.evaluates(cycle):
-            templates.append(layout.EVALUATION)
-        if cycle:
-            templates.append(layout.POLICY_METRICS)
-        if self.schedule.has_model_stages(cycle):
-            templates += [layout.MODEL_MLE, layout.PHASE1_METRICS, layout.ROLLOUTS, layout.ROLLOUT_METRICS]
-        if self.fine_tunes(cycle):
-            templates += [layout.MODEL, layout.PHASE2_METRICS]
-        if self.measures_theory(cycle):
-            templates += [layout.THEORY_ROWS, layout.THEORY_METRICS]
-        block = completed_block(cycle)
-        blocks = [] if block is None else [self.path(layout.BLOCK, block)]
-        return [self.path(template, cycle) for template in templates] + self.trigger(cycle) + blocks
+        return [path for paths in self.jobs(cycle).values() for path in paths]
 
 
 class Plan:

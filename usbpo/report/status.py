@@ -264,14 +264,14 @@ def seconds_per_cycle(root: Path, run: Run, done: int) -> float | None:
     totals = []
     for cycle in range(max(1, done - RECENT_CYCLES + 1), done + 1):
         folder = (root / run.path(layout.BENCHMARK, cycle)).parent
-        seconds = [_benchmark_seconds(path) for path in folder.glob("*.tsv")]
+        seconds = [benchmark_seconds(path) for path in folder.glob("*.tsv")]
         measured = [value for value in seconds if value is not None]
         if measured and len(measured) == len(seconds):
             totals.append(sum(measured))
     return median(totals) if totals else None
 
 
-def _benchmark_seconds(path: Path) -> float | None:
+def benchmark_seconds(path: Path) -> float | None:
     """The seconds in a benchmark file of Snakemake; None if it is broken."""
     try:
         header, values = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[:2])

@@ -1,0 +1,84 @@
+"""`usbpo plan`: counts that are Snakemake's own, sizes that are those of the files, and what stands already."""
+
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from workflow_tools import EXPERIMENT, FOLDERS, RESULTS, finished_workspace, planned
+
+from usbpo import cli
+from usbpo.config import read_yaml
+from usbpo.plan import Plan
+from usbpo.report.estimate import bytes_by_size, estimate, print_plan
+
+
+def plan_of(**changes: object) -> Plan:
+    return Plan({**read_yaml(EXPERIMENT), **changes}, source="e.yaml", folders=FOLDERS)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished test experiment; not to be changed."""
+    return finished_workspace(tmp_path_factory)
+
+
+def test_jobs_are_counted_as_snakemake_counts_them(tmp_path: Path) -> None:
+    experiment = tmp_path / "e.yaml"
+    methods = ["test-usbpo", "test-mbpo", "test-cmlo", "test-sac"]
+    content = {**read_yaml(EXPERIMENT), "methods": methods, "seeds": [0, 1], "steps": 780}  # 26 cycles: a block
+    experiment.write_text(yaml.safe_dump(content))
+    lines = estimate(Plan(content, source="e.yaml", folders=FOLDERS), tmp_path)
+    jobs = planned(tmp_path, experiment=experiment) - RESULTS
+    for line in lines:
+        name = f"{line.task}/{line.method}/seed-"
+        assert line.jobs == len([job for job in jobs if job.run.startswith(name)]), line.method
+        assert (line.runs, line.standing) == (2, 0)
+    assert [line.cycles for line in lines] == [52, 52, 156, 52]
+    assert all(line.seconds > 0 and line.bytes > 0 and line.measured[True] == 0 for line in lines)
+
+
+def test_what_stands_is_not_to_come(finished: Path) -> None:
+    for line in estimate(plan_of(), finished):
+        assert line.standing == line.jobs
+        assert line.bytes == line.seconds == 0
+    for line in estimate(plan_of(steps=120), finished):
+        assert line.standing < line.jobs
+        assert line.measured[False] == 0, "every stage ran here before"
+        assert line.bytes > 0
+        assert 0 < line.seconds < 600
+
+
+def test_a_damaged_benchmark_file_costs_only_its_measurement(finished: Path, tmp_path: Path) -> None:
+    for line in estimate(plan_of(), tmp_path):
+        assert line.measured[True] == 0
+    (tmp_path / "data/runs/test-pendulum/test-mbpo/seed-0/benchmarks/00002").mkdir(parents=True)
+    (tmp_path / "data/runs/test-pendulum/test-mbpo/seed-0/benchmarks/00002/policy.tsv").write_text("s\nmany\n")
+    assert all(line.measured[True] == 0 for line in estimate(plan_of(), tmp_path))
+
+
+@pytest.mark.parametrize("stage", ["phase1", "phase2", "rollout", "policy", "collect"])
+def test_sizes_are_those_of_the_files(stage: str, finished: Path) -> None:
+    """Of what is large: the numbers. A tiny file is mostly what its format adds, so its own overhead is allowed."""
+    run = next(run for run in plan_of().cycles if run.method == "test-usbpo")
+    found = sum((finished / path).stat().st_size for path in run.jobs(3)[stage])
+    told = bytes_by_size(run, 4, 1)[stage](3)
+    assert abs(told - found) < 0.1 * found + 14_000
+
+
+def test_the_table_says_counts_times_and_how_they_are_known(finished: Path) -> None:
+    text = io.StringIO()
+    print_plan(plan_of(steps=120), 2, finished, Console(file=text, width=120))
+    said = " ".join(text.getvalue().split())
+    assert "test-pendulum test-usbpo 1 4 31 24" in said
+    assert "on 2 cores" in said
+    assert "Times of 13 of the 13 jobs to come are medians" in said
+    text = io.StringIO()
+    print_plan(plan_of(), 2, finished, Console(file=text, width=120))
+    assert "All of it stands already" in text.getvalue()
+
+
+def test_the_verb_names_an_unknown_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "nowhere"]) == 1
+    assert "config/experiments/nowhere.yaml: cannot be read" in capsys.readouterr().err
