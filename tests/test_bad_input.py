@@ -569,6 +569,7 @@ OUTPUTS = {
     "rollout": ("{}/rollouts.h5", "{}/rollout.json"),
     "policy": ("{}/policy.safetensors", "{}/policy.json"),
     "evaluate": ("{}/evaluation.h5",),
+    "theory": ("{}/theory.h5", "{}/theory.json"),
 }
 
 

@@ -71,7 +71,7 @@ def test_the_table_says_counts_times_and_how_they_are_known(finished: Path) -> N
     text = io.StringIO()
     print_plan(plan_of(steps=120), 2, finished, Console(file=text, width=120))
     said = " ".join(text.getvalue().split())
-    assert "test-pendulum test-usbpo 1 4 31 24" in said
+    assert "test-pendulum test-usbpo 1 4 30 23" in said
     assert "on 2 cores" in said
     assert "Times of 13 of the 13 jobs to come are medians" in said
     text = io.StringIO()

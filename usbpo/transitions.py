@@ -18,7 +18,7 @@ KIND = "transitions"
 """Real transitions, shards and blocks."""
 ROLLOUTS = "rollouts"
 """Transitions of the model."""
-_CHUNK_ROWS = 4096
+CHUNK_ROWS = 4096
 
 
 @dataclass
@@ -79,7 +79,7 @@ def put(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
     if not len(values):  # nor has an array without rows
         group.create_dataset(name, data=values, track_times=False)
         return
-    chunk = (min(len(values), _CHUNK_ROWS), *values.shape[1:])
+    chunk = (min(len(values), CHUNK_ROWS), *values.shape[1:])
     group.create_dataset(name, data=values, chunks=chunk, fletcher32=True, track_times=False)
 
 

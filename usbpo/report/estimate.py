@@ -25,13 +25,16 @@ from usbpo.plan import Plan, Run
 from usbpo.report.status import benchmark_seconds, duration
 from usbpo.schedule import BLOCK_SHARDS
 from usbpo.tasks import Simulator
+from usbpo.transitions import CHUNK_ROWS
 
 EPOCHS = 20
 """Epochs of one phase 1 where nothing was measured; early trainings take more, late ones fewer."""
 JOB_SECONDS = 0.3
 """Snakemake's and the warm worker's share of a job"""
 SMALL_FILE = 6_000
-"""Bytes of a metrics file, and of what HDF5 and safetensors add to their numbers, about"""
+"""Bytes of a metrics file, and of what safetensors adds to its numbers, about"""
+SHARD_OVERHEAD = 45_000
+"""Bytes that HDF5 and a simulator's state add to a shard, about"""
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,13 @@ def bytes_by_size(run: Run, obs_dim: int, act_dim: int) -> dict[str, Callable[[i
     def rows(cycle: int) -> int:
         return schedule.cycle_steps if cycle else config.schedule.random_steps
 
+    def shard(rows: int) -> int:
+        """HDF5 fills the last chunk of a file that is longer than a chunk."""
+        return row * (rows if rows < CHUNK_ROWS else ceil(rows / CHUNK_ROWS) * CHUNK_ROWS) + SHARD_OVERHEAD
+
     found: dict[str, Callable[[int], float]] = {
-        "collect": lambda cycle: row * rows(cycle) + 2 * SMALL_FILE,
-        "block": lambda cycle: row * sum(rows(n) for n in range(cycle - BLOCK_SHARDS + 1, cycle + 1)) + SMALL_FILE,
+        "collect": lambda cycle: shard(rows(cycle)),
+        "block": lambda cycle: shard(sum(rows(n) for n in range(cycle - BLOCK_SHARDS + 1, cycle + 1))),
         "initialise": lambda _: policy + SMALL_FILE,
         "policy": lambda _: policy + 2 * SMALL_FILE,
         "evaluate": lambda _: 2.5 * SMALL_FILE,
