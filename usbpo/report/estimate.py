@@ -323,8 +323,8 @@ def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | N
     console.print(
         f"Times of {total.measured[True]:,} of the {missing:,} jobs to come are medians of what the same stages of the "
         "same task and method took here before; the others are calculated from a calibration of this machine, with "
-        f"{EPOCHS} epochs for each phase 1, evaluation episodes of half the time limit, and a trigger that fires as often "
-        "as MBPO trains. Other work on the machine makes a calibration slow.",
+        f"{EPOCHS} epochs for each phase 1, evaluation episodes of half the time limit, and a trigger that fires as "
+        "often as MBPO trains. Other work on the machine makes a calibration slow.",
         highlight=False,
     )
 
