@@ -1,12 +1,13 @@
 """`usbpo plan`: counts that are Snakemake's own, sizes that are those of the files, and what stands already."""
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
-from workflow_tools import EXPERIMENT, FOLDERS, RESULTS, finished_workspace, planned
+from workflow_tools import EXPERIMENT, FOLDERS, MBPO, RESULTS, finished_workspace, planned
 
 from usbpo import cli
 from usbpo.config import read_yaml
@@ -48,6 +49,15 @@ def test_what_stands_is_not_to_come(finished: Path) -> None:
         assert line.measured[False] == 0, "every stage ran here before"
         assert line.bytes > 0
         assert 0 < line.seconds < 600
+
+
+def test_a_method_that_never_ran_takes_the_times_of_one_that_is_like_it(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / f"data/runs/{MBPO}", tmp_path / f"data/runs/{MBPO}")
+    methods = ["test-usbpo", "test-mbpo", "test-cmlo"]
+    usbpo, mbpo, cmlo = estimate(plan_of(methods=methods), tmp_path)
+    assert mbpo.standing == mbpo.jobs
+    assert usbpo.measured == {True: usbpo.jobs - 3, False: 3}, "all but phase 2 in two cycles and the initial policy"
+    assert cmlo.measured[True] == 0, "its cycles are shorter"
 
 
 def test_a_damaged_benchmark_file_costs_only_its_measurement(finished: Path, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """What an experiment will take, said before anything runs: the verb `usbpo plan`.
 
 Counts are exact. Disk and time are estimates: of stages that ran on this machine before with the same task and method
-by what they left and took, of all others by their sizes and a calibration of a few seconds.
+by what they left and took, then by those of a method that differs elsewhere only, and of all others by their sizes and
+a calibration of a few seconds.
 """
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -76,7 +77,7 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
         missing = [job[:2] for job in jobs if not all((root / path).is_file() for path in job[2])]
         if missing and group not in costs:
             costs[group] = costs_of(run)
-        seconds_before, bytes_before = _before(run, root), _sizes_before(run, root)
+        seconds_before, bytes_before = _seconds_of(run, alike(plan, run), root), _sizes_before(run, root)
         took = 0.0
         for stage, cycle in missing:
             seconds, size = seconds_before.get(stage), bytes_before.get(stage)
@@ -90,9 +91,29 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
     return list(lines.values())
 
 
-def _before(run: Run, root: Path) -> dict[str, float]:
-    """Median seconds of each stage in runs of the same task and method, by Snakemake's benchmark files."""
-    pattern = layout.BENCHMARK.format(task=run.task, method=run.method, seed="*", cycle="*", stage="*")
+def alike(plan: Plan, run: Run) -> list[str]:
+    """Other methods of the experiment whose policy and model stages do the same work, whatever else they do."""
+
+    def work(other: Run) -> tuple[object, ...]:
+        config, schedule = other.config, other.schedule
+        sections = config.policy, config.model, config.phase1, config.rollout, config.evaluate
+        return other.task, schedule.cycle_steps, schedule.triggered, *sections
+
+    of_plan = {other.method: other for other in plan.cycles if other.method != run.method and work(other) == work(run)}
+    return list(of_plan)
+
+
+def _seconds_of(run: Run, like: Sequence[str], root: Path) -> dict[str, float]:
+    """Median seconds of each stage in what ran here before: of the same method, or else of those that are like it."""
+    found: dict[str, float] = {}
+    for method in (*like, run.method):
+        found |= _before(run.task, method, root)
+    return found
+
+
+def _before(task: str, method: str, root: Path) -> dict[str, float]:
+    """Median seconds of each stage of a task and method, by Snakemake's benchmark files."""
+    pattern = layout.BENCHMARK.format(task=task, method=method, seed="*", cycle="*", stage="*")
     found: dict[str, list[float]] = {}
     for path in root.glob(pattern):
         seconds = benchmark_seconds(path)
@@ -322,7 +343,7 @@ def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | N
     )
     console.print(
         f"Times of {total.measured[True]:,} of the {missing:,} jobs to come are medians of what the same stages of the "
-        "same task and method took here before; the others are calculated from a calibration of this machine, with "
+        "task took here before; the others are calculated from a calibration of this machine, with "
         f"{EPOCHS} epochs for each phase 1, evaluation episodes of half the time limit, and a trigger that fires as "
         "often as MBPO trains. Other work on the machine makes a calibration slow.",
         highlight=False,
