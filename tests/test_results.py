@@ -207,6 +207,9 @@ def test_published_curves_stand_beside_ours_as_far_as_ours_go(tmp_path: Path) ->
     (axes,) = curves.beside_published(evaluated).axes
     names = {text.get_text() for text in axes.texts}
     assert {"MBPO (erl_lib)", "MBPO (x35f)", "MACURA (erl_lib)", "SAC (Tianshou)"} <= names
+    assert max(float(np.max(line.get_xdata())) for line in axes.lines) == 4 * 20000
+    longer = RunFiles("Hopper", "mbpo", 0, cycles=8, cycle_steps=5000)
+    (axes,) = curves.beside_published(scores.curves(read(tmp_path / "longer", [longer]))).axes
     assert max(float(np.max(line.get_xdata())) for line in axes.lines) == 125019
 
 

@@ -38,6 +38,11 @@ class Header:
     schema_version: int = SCHEMA_VERSION
     versions: Mapping[str, str] = field(default_factory=versions)
 
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """Whose artifact it is, as the JSON files of a cycle begin."""
+        return {"task": self.task, "seed": self.seed, "cycle": self.cycle}
+
     def to_json(self) -> str:
         """The header as compact JSON with a fixed order of keys."""
         return json.dumps(asdict(self), sort_keys=True)

@@ -17,6 +17,8 @@ FEW_SEEDS = 5
 FEW_METHODS = 2
 """of up to so many methods; more would hide each other."""
 GREYS = ("#4D4D4D", "#6E6E6E", "#8F8F8F", "#B0B0B0")
+WIDEST = 4
+"""Beside short curves of ours, published ones are drawn up to so many times as many steps."""
 COMPARED = ("mbpo", "cmlo", "sac")
 """Published algorithms that stand in the learning curves; all others only in their own figure."""
 
@@ -50,7 +52,7 @@ def learning_curves(curves: Sequence[Curve]) -> Figure:
 
 
 def beside_published(curves: Sequence[Curve]) -> Figure:
-    """Ours as far as they go beside every published curve of the task, over their whole length: a panel a task."""
+    """Ours as far as they go beside every published curve of the task, which may go on further: a panel a task."""
     tasks, style = _tasks(curves), _looks(curves)
     known = [task for task in tasks if published(task) or related(task)]
     if not known:
@@ -61,6 +63,8 @@ def beside_published(curves: Sequence[Curve]) -> Figure:
         _draw(axes, [curve for curve in curves if curve.task == task], style, plain=True)
         top, ends = _budget(task, curves), []
         for other in published(task) + related(task):
+            if other.steps[0] >= top:
+                continue
             x, y = _up_to(other, top)
             drawing.published_line(axes, x, y, *_published_look(other, style), other.seeds == 1)
             name = f"{other.label}, {other.task}" if other.task != task else other.label
@@ -73,7 +77,8 @@ def beside_published(curves: Sequence[Curve]) -> Figure:
     drawing.note(
         figure,
         "Bold: this experiment, interquartile mean over seeds. Thin: published, interquartile mean over the source's "
-        "seeds; its source in brackets." + (f" {' and '.join(others)}: with the whole observation." if others else ""),
+        "seeds, up to four times our steps; its source in brackets."
+        + (f" {' and '.join(others)}: with the whole observation." if others else ""),
     )
     return figure
 
@@ -110,10 +115,10 @@ def _within(task: str, top: float) -> list[PublishedCurve]:
 
 
 def _budget(task: str, curves: Iterable[Curve]) -> float:
-    """Where the axis ends: with the published MBPO curve, without one at twice our steps, never before ours."""
+    """Where the axis ends: with the published MBPO curve, or at `WIDEST` times our steps where that is sooner."""
     ours = max(curve.steps[-1] for curve in curves if curve.task == task)
-    mbpo = [float(other.steps[-1]) for other in published(task) if other.algorithm == "mbpo"]
-    return float(max(ours, *mbpo)) if mbpo else float(2 * ours)
+    ends = [float(other.steps[-1]) for other in published(task) if other.algorithm == "mbpo"]
+    return float(max(ours, min(WIDEST * ours, max(ends, default=2 * ours))))
 
 
 def _up_to(curve: PublishedCurve, top: float) -> tuple[Array, Array]:

@@ -52,8 +52,7 @@ def bracket(runs: Sequence[Run]) -> Figure:
             look = style[method]
             _line(row[0], seeds, _term(place, "after", "previous_bias"), look)
             for axes, name in zip(row[1:], ("shift", "true_bias", "bracket"), strict=True):
-                _line(axes, seeds, _term(place, "before", name), look, dashed=True)
-                _line(axes, seeds, _term(place, "after", name), look)
+                _before_and_after(axes, seeds, place, name, look)
         for axes in row:
             drawing.x_axis(axes)
         drawing.log_axis_or_from_zero(row[:3])
@@ -78,8 +77,7 @@ def bias(runs: Sequence[Run]) -> Figure:
     for row, task in zip(panels, _tasks(measured), strict=True):
         for method, seeds in _seeds(measured, task).items():
             for axes, name in zip(row, ("surrogate_bias", "true_bias", "error", "spread"), strict=True):
-                _line(axes, seeds, _term(place, "before", name), style[method], dashed=True)
-                _line(axes, seeds, _term(place, "after", name), style[method])
+                _before_and_after(axes, seeds, place, name, style[method])
         for axes in row:
             drawing.x_axis(axes)
         drawing.log_axis_or_from_zero(row)
@@ -102,8 +100,7 @@ def bound(runs: Sequence[Run]) -> Figure:
         for method, seeds in _seeds(measured, task).items():
             look = style[method]
             for axes, name in zip(row, ("bound", "bound_shift_term", "bound_policy_term"), strict=True):
-                _line(axes, seeds, _term(place, "before", name), look, dashed=True)
-                _line(axes, seeds, _term(place, "after", name), look)
+                _before_and_after(axes, seeds, place, name, look)
             for run in seeds:
                 x, size = _series(run, _negative(_term(place, "after", "bracket")))
                 row[0].plot(*drawing.binned(x, size), color=look.colour, linewidth=1.6, linestyle=(0, (1, 1.4)))
@@ -131,8 +128,7 @@ def surrogate(runs: Sequence[Run]) -> Figure:
         shown = [run for run in first_seeds(measured) if run.files.task == task and run.rows]
         _scatters(row[:-1], [(run, style[run.files.method]) for run in shown], place, phases)
         for method, seeds in _seeds(measured, task).items():
-            _line(row[-1], seeds, _term(place, "before", "rank_correlation"), style[method], dashed=True)
-            _line(row[-1], seeds, _term(place, "after", "rank_correlation"), style[method])
+            _before_and_after(row[-1], seeds, place, "rank_correlation", style[method])
         drawing.x_axis(row[-1])
         drawing.y_axis(row[-1])
         low, _ = row[-1].get_ylim()
@@ -260,6 +256,12 @@ def _name_ends(axes: Axes, ends: Iterable[End]) -> None:
         height = max(float((np.log(end) - low) / (high - low)), lowest)
         axes.text(1.01, height, f"{steps:,}", transform=axes.transAxes, color=colour, fontsize=12, va="center")
         lowest = height + 0.065
+
+
+def _before_and_after(axes: Axes, seeds: Sequence[Run], place: Place, name: str, look: Look) -> None:
+    """A term of the theory before phase 2, dashed where there is one, and of the model that rolls out."""
+    _line(axes, seeds, _term(place, "before", name), look, dashed=True)
+    _line(axes, seeds, _term(place, "after", name), look)
 
 
 def _line(axes: Axes, seeds: Iterable[Run], pick: Pick, look: Look, *, dashed: bool = False) -> None:

@@ -199,9 +199,7 @@ def phase1(
     write_json(
         metrics,
         {
-            "task": header.task,
-            "seed": seed,
-            "cycle": cycle,
+            **header.identity,
             "trained": True,
             "training_rows": len(training_rows),
             "holdout_rows": len(holdout_rows),

@@ -213,9 +213,7 @@ def phase2(
     write_json(
         metrics,
         {
-            "task": header.task,
-            "seed": seed,
-            "cycle": cycle,
+            **header.identity,
             "trained": True,
             "model_rows": len(observations),
             "validation_rows": validation_rows,

@@ -115,9 +115,7 @@ def policy(
     write_json(
         metrics,
         {
-            "task": header.task,
-            "seed": seed,
-            "cycle": cycle,
+            **header.identity,
             "updates": updates,
             "target_entropy": target_entropy,
             "history": history,

@@ -130,9 +130,7 @@ def rollout(
     write_json(
         metrics,
         {
-            "task": header.task,
-            "seed": seed,
-            "cycle": cycle,
+            **header.identity,
             "trained": True,
             "length": length,
             "start_states": batch_size,

@@ -311,9 +311,7 @@ def theory(
     write_json(
         metrics,
         {
-            "task": header.task,
-            "seed": seed,
-            "cycle": cycle,
+            **header.identity,
             "trained": True,
             "discount": discount,
             **found,

@@ -82,8 +82,7 @@ def trigger(
     found |= {"estimate": state.estimate, "mean_error": state.mean_error, "steps": state.steps, "threshold": threshold}
     if fired:
         state = Trigger(reference_volume=found["volume"])
-    content = {"task": header.task, "seed": seed, "cycle": cycle, "fired": fired, "state": asdict(state), **found}
-    write_json(output, content)
+    write_json(output, {**header.identity, "fired": fired, "state": asdict(state), **found})
     print(
         f"S = {found['estimate']:.3g} after {found['steps']} steps: {found['reason'] or 'the model goes on unchanged'}"
     )

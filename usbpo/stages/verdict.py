@@ -27,7 +27,7 @@ def task_held_back(path: Path | None, seed: int, cycle: int) -> str | None:
 
 def leave_unchanged(metrics: Path, header: Header) -> None:
     """Write the metrics of a stage of a model that was not trained, and say so."""
-    write_json(metrics, {"task": header.task, "seed": header.seed, "cycle": header.cycle, "trained": False})
+    write_json(metrics, {**header.identity, "trained": False})
     print("the trigger did not fire: the model goes on unchanged")
 
 
