@@ -1,6 +1,7 @@
 """`usbpo plan`: counts that are Snakemake's own, sizes that are those of the files, and what stands already."""
 
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def test_the_table_says_counts_times_and_how_they_are_known(finished: Path) -> N
     text = io.StringIO()
     print_plan(plan_of(), 2, finished, Console(file=text, width=120))
     assert "All of it stands already" in text.getvalue()
+
+
+def test_a_plan_that_snakemake_can_hardly_hold_is_said(tmp_path: Path) -> None:
+    """The trigger of CMLO makes six jobs of every 10 steps."""
+    text = io.StringIO()
+    print_plan(plan_of(methods=["test-cmlo"], steps=60_000), 2, tmp_path, Console(file=text, width=120))
+    said = " ".join(text.getvalue().split())
+    assert re.search(r"Snakemake will hold 3\d,\d{3} jobs, about [45]\.\d GB of memory. Run it in parts", said), said
 
 
 def test_the_verb_names_an_unknown_experiment(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from workflow_tools import FOLDERS, MBPO, USBPO, Job, dry_run, jobs, jobs_in
+from workflow_tools import FOLDERS, MBPO, RESULTS, USBPO, Job, dry_run, jobs, jobs_in, planned, snakemake
 
 from usbpo.config import RunConfig, load_run
 from usbpo.errors import UsbpoError
@@ -213,3 +213,14 @@ def test_a_chain_of_1200_cycles_does_not_exhaust_the_recursion(tmp_path: Path) -
     wanted = jobs_in(dry_run(tmp_path, "--config", "steps=36000", "methods=[test-mbpo]"))
     assert Job("policy", MBPO, 1200) in wanted
     assert len([job for job in wanted if job.rule == "block"]) == 1201 // BLOCK_SHARDS
+
+
+def test_lists_and_mappings_of_numbers_can_be_given_on_the_command_line(tmp_path: Path) -> None:
+    """Snakemake leaves their numbers as text."""
+    part = ("--config", "seeds=[3, 4]", "methods=[test-mbpo]", "steps={test-pendulum: 30}")
+    wanted = planned(tmp_path, *part)
+    assert {job.run for job in wanted - RESULTS} == {"test-pendulum/test-mbpo/seed-3", "test-pendulum/test-mbpo/seed-4"}
+    assert max(job.number for job in wanted) == 1
+    wrong = snakemake(tmp_path, "--dry-run", "--config", "seeds=[first]")
+    assert wrong.code != 0
+    assert "'seeds.0' must be a valid integer, but is 'first'" in wrong.said

@@ -583,6 +583,20 @@ def validated_run(layers: list[tuple[Path, Any]], task_file: Path) -> RunConfig:
         raise UsbpoError(f"{path}: {sentence(detail)}") from error
 
 
+def with_numbers(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's keys with numbers in `seeds` and `steps` where Snakemake's `--config 'seeds=[0]'` leaves text."""
+
+    def number(value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+    found = dict(content)
+    if isinstance(found.get("seeds"), list):
+        found["seeds"] = [number(seed) for seed in found["seeds"]]
+    if isinstance(found.get("steps"), dict):
+        found["steps"] = {task: number(steps) for task, steps in found["steps"].items()}
+    return found
+
+
 def load_experiment(content: Mapping[str, Any], source: str) -> Experiment:
     """Check the content of an experiment file; `source` names it in errors.
 

@@ -32,6 +32,10 @@ EPOCHS = 20
 """Epochs of one phase 1 where nothing was measured; early trainings take more, late ones fewer."""
 JOB_SECONDS = 0.3
 """Snakemake's and the warm worker's share of a job"""
+PLANNED_BYTES = 135_000
+"""Memory that Snakemake takes for each job of its plan, those that stand already included"""
+MANY_BYTES = 4e9
+"""From so much on, the plan is worth a warning"""
 SMALL_FILE = 6_000
 """Bytes of a metrics file, and of what safetensors adds to its numbers, about"""
 SHARD_OVERHEAD = 45_000
@@ -331,6 +335,12 @@ def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | N
     table.add_row(total.task, total.method, *_cells(total))
     console.print(f"[bold]{plan.experiment.experiment}[/]", highlight=False)
     console.print(table)
+    if (memory := total.jobs * PLANNED_BYTES) > MANY_BYTES:
+        console.print(
+            f"[bold]Snakemake will hold {total.jobs:,} jobs, about {_size(memory)} of memory.[/] Run it in parts, "
+            "which share all they make: --config 'seeds=[0]' or 'methods=[mbpo]', or first a smaller scale.",
+            highlight=False,
+        )
     missing = total.jobs - total.standing
     if not missing:
         console.print("All of it stands already; only the results may have to be drawn.", highlight=False)

@@ -8,6 +8,7 @@ from snakemake.logging import logger
 from snakemake.utils import validate
 
 from usbpo import layout, lifetime
+from usbpo.config import with_numbers
 from usbpo.errors import UsbpoError
 from usbpo.fingerprint import fingerprint
 from usbpo.plan import Plan, check_writable
@@ -21,6 +22,7 @@ if workflow.config_settings.config:
     CONFIG_FILES[-1] += " with --config"
 CONFIG_FOLDERS = [Path("config"), Path(workflow.basedir) / "config"]
 
+config.update(with_numbers(config))
 try:
     PLAN = Plan(config, source=CONFIG_FILES[-1], folders=CONFIG_FOLDERS)
     if workflow.is_main_process:
