@@ -1,7 +1,10 @@
 """Small things that many tests need: tiny transitions, networks and files, and the configuration of each task."""
 
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell script put into the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; also for the processes that tests start
 
 from collections.abc import Callable

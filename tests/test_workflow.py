@@ -1,6 +1,7 @@
 """The whole workflow with real Snakemake: what runs, what runs again, and that every byte is the same each time."""
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from workflow_tools import (
     CYCLES,
+    FIGURES,
     MBPO,
     RESULT_FILES,
     RESULTS,
@@ -342,3 +344,15 @@ def test_a_second_snakemake_is_refused_while_the_first_lives(tmp_path: Path, fin
     assert "Traceback" not in second.said
     assert "cannot be locked" in second.said
     assert tree(tmp_path) == finished_tree
+
+
+def test_the_report_is_one_page_that_begins_with_a_description(finished: Path, tmp_path: Path) -> None:
+    """Snakemake's own first view is a graph of all jobs, which says nothing where there are thousands of them."""
+    workspace = copied(finished, tmp_path / "workspace")
+    ended = snakemake(workspace, "--report", "report.html")
+    assert ended.code == 0, ended.said
+    page = (workspace / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"var metadata = \{.*2309\.12671", page), "without metadata the graph comes first"
+    assert "Experiment <strong>test</strong>" in page.replace("\\", "")
+    for figure in FIGURES:
+        assert f"data/results/test/{figure}.svg" in page
