@@ -84,10 +84,10 @@ def test_the_table_says_counts_times_and_how_they_are_known(finished: Path) -> N
     said = " ".join(text.getvalue().split())
     assert "test-pendulum test-usbpo 1 4 30 23" in said
     assert "on 2 cores" in said
-    assert "Times of 13 of the 13 jobs to come are medians" in said
+    assert "Times of 13 of the 13 jobs to come are those" in said
     text = io.StringIO()
     print_plan(plan_of(), 2, finished, Console(file=text, width=120))
-    assert "All of it stands already" in text.getvalue()
+    assert "All files stand already" in text.getvalue()
 
 
 def test_a_plan_that_snakemake_can_hardly_hold_is_said(tmp_path: Path) -> None:
@@ -100,4 +100,26 @@ def test_a_plan_that_snakemake_can_hardly_hold_is_said(tmp_path: Path) -> None:
 
 def test_the_verb_names_an_unknown_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "nowhere"]) == 1
-    assert "config/experiments/nowhere.yaml: cannot be read" in capsys.readouterr().err
+    assert "unknown experiment 'nowhere'" in capsys.readouterr().err
+
+
+def test_the_verb_knows_the_projects_files_in_a_users_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {**read_yaml(EXPERIMENT), "experiment": "own"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    for name in ("test", "own.yaml"):
+        assert cli.main(["plan", name]) == 0
+        assert "test-pendulum" in capsys.readouterr().out
+
+
+def test_a_triggered_stage_takes_the_mean_of_its_cycles(tmp_path: Path) -> None:
+    """Most cycles hold the training back, so the median would be that of doing nothing."""
+    for cycle in range(1, 6):
+        path = tmp_path / f"data/runs/test-pendulum/test-cmlo/seed-0/benchmarks/{cycle:05d}/phase1.tsv"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"s\n{60.0 if cycle == 1 else 0.0}\n")
+    (line,) = estimate(plan_of(methods=["test-cmlo"]), tmp_path)
+    (bare,) = estimate(plan_of(methods=["test-cmlo"]), tmp_path / "empty")
+    assert line.seconds - bare.seconds == pytest.approx(12.0 * 9, abs=20)

@@ -22,7 +22,6 @@ from usbpo.stages.collect import END_WITH_CYCLE
 from usbpo.tasks import Simulator, Step, make, space_faults, time_limit
 from usbpo.terminations import Termination
 
-FOLDERS = (Path("config"), Path(__file__).parents[1] / "config")
 """Where task and method files are looked up, as the workflow does."""
 
 METHOD = "mbpo"
@@ -108,11 +107,11 @@ def check_task(file: str) -> list[Finding]:
     """
     path = Path(file)
     if not (path.suffix in (".yaml", ".yml") or path.is_file()):
-        path = config.find("tasks", file, FOLDERS)
-    layers = config.read_bases("tasks", path, FOLDERS)
+        path = config.find("tasks", file, config.FOLDERS)
+    layers = config.read_bases("tasks", path, config.FOLDERS)
     found = []
     try:
-        run = config.validated_run(layers + config.read_layers("algorithms", METHOD, FOLDERS), path)
+        run = config.validated_run(layers + config.read_layers("algorithms", METHOD, config.FOLDERS), path)
         found.append(Finding("keys", OK, f"{path} with {METHOD} laid over it is a complete configuration."))
         keys = run.environment
     except UsbpoError as error:

@@ -238,12 +238,17 @@ def plan(
     from usbpo.plan import Plan
     from usbpo.report.estimate import print_plan
 
-    path = Path("config/config.yaml") if experiment is None else Path(experiment)
-    if path.suffix not in (".yaml", ".yml"):
-        path = Path("config/experiments") / f"{experiment}.yaml"
+    if experiment is None:
+        path = next(
+            (of / "config.yaml" for of in config.FOLDERS if (of / "config.yaml").is_file()), Path("config.yaml")
+        )
+    else:
+        path = Path(experiment)
+        if path.suffix not in (".yaml", ".yml"):
+            path = config.find("experiments", experiment, config.FOLDERS)
     changed = {} if scale is None else {"scale": scale}
     content = {**config.read_yaml(path), **changed}
-    print_plan(Plan(content, source=str(path), folders=[Path("config")]), cores, folder)
+    print_plan(Plan(content, source=str(path), folders=config.FOLDERS), cores, folder)
 
 
 def check_task(

@@ -383,12 +383,13 @@ class Experiment(Section):
     def steps_of(self, task: str, epoch_steps: int) -> int:
         """On-policy steps of a run of `task`, whose epochs are `epoch_steps` long."""
         steps = self.steps[task] if isinstance(self.steps, dict) else self.steps
-        return steps if self.scale == 1 else ceil(steps * self.scale / epoch_steps) * epoch_steps
+        epochs = ceil(round(steps * self.scale / epoch_steps, 6))  # rounded, so that 300 · 0.07 is 21
+        return min(steps, epochs * epoch_steps)
 
     @property
     def scaled_seeds(self) -> list[int]:
         """The seeds that are run: the first ones of `seeds`."""
-        return self.seeds[: ceil(len(self.seeds) * self.scale)]
+        return self.seeds[: ceil(round(len(self.seeds) * self.scale, 6))]
 
 
 SCHEMAS: dict[str, type[Section]] = {"experiment": Experiment, "run": RunConfig}
@@ -490,7 +491,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def find(kind: Literal["tasks", "algorithms"], name: str, folders: Iterable[Path]) -> Path:
+FOLDERS = (Path("config"), Path(__file__).parents[1] / "config")
+"""The user's configuration, then the project's"""
+
+
+def find(kind: Literal["tasks", "algorithms", "experiments"], name: str, folders: Iterable[Path]) -> Path:
     """The file `NAME.yaml` in the first of the configuration `folders` that has it.
 
     Raises:
@@ -502,7 +507,7 @@ def find(kind: Literal["tasks", "algorithms"], name: str, folders: Iterable[Path
         if path.is_file():
             return path
     known = sorted({path.stem for folder in folders for path in (folder / kind).glob("*.yaml")})
-    what = "task" if kind == "tasks" else "method"
+    what = {"tasks": "task", "algorithms": "method", "experiments": "experiment"}[kind]
     raise UsbpoError(
         f"unknown {what} {name!r}: there is no config/{kind}/{name}.yaml; known are {', '.join(known) or 'none'}."
     )

@@ -1,6 +1,7 @@
 """What an experiment will take, said before anything runs: the verb `usbpo plan`.
 
-Counts are exact. Disk and time are estimates: of stages that ran on this machine before with the same task and method
+Counts are exact; what stands is told by files alone, so that changed keys and code, which Snakemake sees, are not seen
+here. Disk and time are estimates: of stages that ran on this machine before with the same task and method
 by what they left and took, then by those of a method that differs elsewhere only, and of all others by their sizes and
 a calibration of a few seconds.
 """
@@ -111,19 +112,22 @@ def _seconds_of(run: Run, like: Sequence[str], root: Path) -> dict[str, float]:
     """Median seconds of each stage in what ran here before: of the same method, or else of those that are like it."""
     found: dict[str, float] = {}
     for method in (*like, run.method):
-        found |= _before(run.task, method, root)
+        found |= _before(run.task, method, run.schedule.triggered, root)
     return found
 
 
-def _before(task: str, method: str, root: Path) -> dict[str, float]:
-    """Median seconds of each stage of a task and method, by Snakemake's benchmark files."""
+def _before(task: str, method: str, triggered: bool, root: Path) -> dict[str, float]:
+    """Seconds of each stage of a task and method, by Snakemake's benchmark files.
+
+    They are medians; where a trigger holds most trainings back, means.
+    """
     pattern = layout.BENCHMARK.format(task=task, method=method, seed="*", cycle="*", stage="*")
     found: dict[str, list[float]] = {}
     for path in root.glob(pattern):
         seconds = benchmark_seconds(path)
         if seconds is not None and path.parent.name != layout.five_digits(0):
             found.setdefault("block" if path.parent.name == "blocks" else path.stem, []).append(seconds)
-    return {stage: median(values) for stage, values in found.items()}
+    return {stage: fmean(values) if triggered else median(values) for stage, values in found.items()}
 
 
 def _sizes_before(run: Run, root: Path) -> dict[str, float]:
@@ -343,7 +347,10 @@ def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | N
         )
     missing = total.jobs - total.standing
     if not missing:
-        console.print("All of it stands already; only the results may have to be drawn.", highlight=False)
+        console.print(
+            "All files stand already. Whether changed keys or code make some anew, `snakemake -n` says.",
+            highlight=False,
+        )
         return
     wall = max(total.longest, total.seconds / cores)
     console.print(
@@ -352,9 +359,9 @@ def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | N
         highlight=False,
     )
     console.print(
-        f"Times of {total.measured[True]:,} of the {missing:,} jobs to come are medians of what the same stages of the "
-        "task took here before; the others are calculated from a calibration of this machine, with "
-        f"{EPOCHS} epochs for each phase 1, evaluation episodes of half the time limit, and a trigger that fires as "
+        f"Times of {total.measured[True]:,} of the {missing:,} jobs to come are those that the same stages of the "
+        "task took here before, as if later cycles took as long; the others are calculated from a calibration of "
+        f"this machine, with {EPOCHS} epochs for each phase 1, evaluation episodes of half the time limit, and a trigger that fires as "
         "often as MBPO trains. Other work on the machine makes a calibration slow.",
         highlight=False,
     )
