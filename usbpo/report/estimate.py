@@ -361,8 +361,8 @@ def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | N
     console.print(
         f"Times of {total.measured[True]:,} of the {missing:,} jobs to come are those that the same stages of the "
         "task took here before, as if later cycles took as long; the others are calculated from a calibration of "
-        f"this machine, with {EPOCHS} epochs for each phase 1, evaluation episodes of half the time limit, and a trigger that fires as "
-        "often as MBPO trains. Other work on the machine makes a calibration slow.",
+        f"this machine, with {EPOCHS} epochs for each phase 1, evaluation episodes of half the time limit, and a "
+        "trigger that fires as often as MBPO trains. Other work on the machine makes a calibration slow.",
         highlight=False,
     )
 
