@@ -22,8 +22,6 @@ from usbpo.stages.collect import END_WITH_CYCLE
 from usbpo.tasks import Simulator, Step, make, space_faults, time_limit
 from usbpo.terminations import Termination
 
-"""Where task and method files are looked up, as the workflow does."""
-
 METHOD = "mbpo"
 """The method that is laid over a task, so that all of a run's keys can be checked."""
 

@@ -492,7 +492,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 FOLDERS = (Path("config"), Path(__file__).parents[1] / "config")
-"""The user's configuration, then the project's"""
+"""Where task, method and experiment files are looked up, as the workflow does: the user's, then the project's"""
 
 
 def find(kind: Literal["tasks", "algorithms", "experiments"], name: str, folders: Iterable[Path]) -> Path:

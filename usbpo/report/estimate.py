@@ -75,6 +75,7 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
     """A line for each task and method of an experiment, with what stands below `root` left out of disk and time."""
     lines: dict[tuple[str, str], Line] = {}
     costs: dict[tuple[str, str], Costs] = {}
+    before: dict[tuple[str, str], tuple[dict[str, float], dict[str, float]]] = {}
     for run, cycles in plan.cycles.items():
         group = run.task, run.method
         line = lines.setdefault(group, Line(*group))
@@ -82,7 +83,8 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
         missing = [job[:2] for job in jobs if not all((root / path).is_file() for path in job[2])]
         if missing and group not in costs:
             costs[group] = costs_of(run)
-        seconds_before, bytes_before = _seconds_of(run, alike(plan, run), root), _sizes_before(run, root)
+            before[group] = _seconds_of(run, alike(plan, run), root), _sizes_before(run, root)
+        seconds_before, bytes_before = before.get(group, ({}, {}))
         took = 0.0
         for stage, cycle in missing:
             seconds, size = seconds_before.get(stage), bytes_before.get(stage)
