@@ -27,6 +27,7 @@ rule all:
 include: "workflow/rules/data.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/policy.smk"
+include: "workflow/rules/triggered.smk"
 include: "workflow/rules/theory.smk"
 include: "workflow/rules/results.smk"
 include: "workflow/rules/media.smk"

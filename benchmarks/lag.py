@@ -150,17 +150,18 @@ class Loop:
         assert config.model is not None
         data = [self._path(layout.SHARD, n) for n in range(last_shard + 1)]
         identity = {"seed": self.seed, "cycle": cycle}
-        previous = [self.folder / path for path in run.previous_models(cycle)]
+        previous = next((self.folder / path for path in run.previous_models(cycle)), None)
         metrics = self._path(layout.PHASE1_METRICS, cycle)
         mle = self._path(layout.MODEL_MLE, cycle)
         phase1(
-            data=data, output=mle, metrics=metrics, previous_models=previous, **identity,
+            data=data, output=mle, metrics=metrics, previous_model=previous, **identity,
             **config.model.model_dump(), **config.phase1.model_dump(),
         )  # fmt: skip
         if run.fine_tunes(cycle):
             assert config.phase2 is not None
+            assert previous is not None
             phase2(
-                data=data, model_mle=mle, previous_models=previous, output=self._path(layout.MODEL, cycle),
+                data=data, model_mle=mle, previous_model=previous, output=self._path(layout.MODEL, cycle),
                 rollouts=[self.folder / path for path in run.model_data_before(cycle)],
                 metrics=self._path(layout.PHASE2_METRICS, cycle), **identity, **config.phase2.model_dump(),
                 holdout_ratio=config.phase1.holdout_ratio, holdout_limit=config.phase1.holdout_limit,
@@ -168,7 +169,7 @@ class Loop:
         policy = self._path(layout.POLICY, cycle - 1)
         self.learner.agent().save(policy, Header(sac.KIND, run.task, self.seed, cycle - 1))
         rollout(
-            data=data, models=[self.folder / path for path in run.models(cycle)], policy=policy,
+            data=data, model=self.folder / run.models(cycle)[0], policy=policy,
             output=self._path(layout.ROLLOUTS, cycle), metrics=self._path(layout.ROLLOUT_METRICS, cycle),
             termination=config.environment.termination, length=run.schedule.rollout_steps(cycle),
             batch_size=config.rollout.batch_size, **identity,

@@ -26,6 +26,7 @@ from workflow_tools import (
 
 from usbpo import cli
 from usbpo.config import load_run, read_yaml
+from usbpo.files import write_json
 from usbpo.plan import Run
 
 OF_USBPO, OF_MBPO = f"data/runs/{USBPO}", f"data/runs/{MBPO}"
@@ -43,11 +44,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command_of(stage: str) -> list[str]:
     """What the DAG calls in cycle 2 of the run of USB-PO; everything is written to the folder `out`."""
     run = Run("test-pendulum", "test-usbpo", 0, load_run("test-pendulum", "test-usbpo", FOLDERS))
+    triggered = Run("test-pendulum", "test-cmlo", 0, load_run("test-pendulum", "test-cmlo", FOLDERS))
     told = {
         "block": [],
         "initialise": [run.initialise_options()],
         "collect": [run.collect_options(2), "--task test-pendulum"],
-        "trigger": [run.trigger_options()],
+        "triggered": [triggered.triggered_options(2), "--task test-pendulum"],
         "phase1": [run.phase1_options()],
         "phase2": [run.phase2_options()],
         "rollout": [run.rollout_options(2)],
@@ -60,18 +62,20 @@ def command_of(stage: str) -> list[str]:
         "block": f"--shards {data} --output out/block.h5",
         "initialise": f"--data {run.real_data(0)[0]} --output out/policy.safetensors",
         "collect": f"--policy {run.previous_policy(2)[0]} --previous {run.previous_shard(2)[0]} --output out/shard.h5",
-        "trigger": f"--data {data} --output out/trigger.json --previous-models {run.models(1)[0]} "
-        "--previous-trigger bad/trigger.json",
-        "phase1": f"--data {data} --previous-models {run.models(1)[0]} "
+        "triggered": f"--data {' '.join(run.real_data(1))} --previous-shard {run.previous_shard(2)[0]} "
+        f"--previous-policy {run.previous_policy(2)[0]} --previous-model {run.models(1)[0]} "
+        f"--previous-trigger bad/trigger.json --rollouts {run.model_data(1)[0]} "
+        "--output out/checked.h5 --folder bad/cycle",
+        "phase1": f"--data {data} --previous-model {run.models(1)[0]} "
         "--output out/model.safetensors --metrics out/m.json",
-        "phase2": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-models {run.models(1)[0]} "
+        "phase2": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-model {run.models(1)[0]} "
         f"--model-mle {OF_USBPO}/00002/model-mle.safetensors --output out/model.safetensors --metrics out/m.json",
-        "rollout": f"--data {data} --models {run.models(2)[0]} --policy {run.previous_policy(2)[0]} "
+        "rollout": f"--data {data} --model {run.models(2)[0]} --policy {run.previous_policy(2)[0]} "
         "--output out/rollouts.h5 --metrics out/m.json",
         "policy": f"--data {data} --rollouts {run.model_data(2)[0]} --previous-policy {run.previous_policy(2)[0]} "
         "--output out/policy.safetensors --metrics out/m.json",
         "evaluate": f"--policy {OF_USBPO}/00002/policy.safetensors --output out/evaluation.h5",
-        "theory": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-models {run.models(1)[0]} "
+        "theory": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-model {run.models(1)[0]} "
         f"--model-mle {OF_USBPO}/00002/model-mle.safetensors --model {OF_USBPO}/00002/model.safetensors "
         f"--previous-policy {run.previous_policy(2)[0]} --policy {OF_USBPO}/00002/policy.safetensors "
         "--output out/theory.h5 --metrics out/m.json",
@@ -100,10 +104,8 @@ def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         hopper = [*("--task", "Hopper"), *("--environment", "Hopper-v5"), *("--steps", "30"), *("--cycle", "0")]
         seed_1 = replaced(replaced(command_of("collect"), "--policy"), "--previous")
-        phase1 = replaced(replaced(command_of("phase1"), "--previous-models"), "--metrics", "out/m.json")
-        first_check = replaced(replaced(command_of("trigger"), "--previous-models"), "--previous-trigger")
+        phase1 = replaced(replaced(command_of("phase1"), "--previous-model"), "--metrics", "out/m.json")
         for words in [
-            replaced(replaced(first_check, "--cycle", "1"), "--output", "bad/trigger.json"),
             ["collect", "--output", "bad/hopper.h5", "--seed", "0", *hopper],
             replaced(
                 replaced(command_of("initialise"), "--data", "bad/hopper.h5"),
@@ -128,6 +130,8 @@ def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             replaced(replaced(phase1, "--hidden-size", "24"), "--output", "bad/wide-model.safetensors"),
         ]:
             assert cli.main(words) == 0, words
+        state = {"estimate": 0.1, "error_sum": 0.2, "steps": 10, "reference_volume": 0.3}
+        write_json(bad / "trigger.json", {"task": "test-pendulum", "seed": 0, "cycle": 1, "checks": [], "state": state})
     shutil.rmtree(folder / "out")
     for name, source in {
         "cut.h5": "data/00001.h5",
@@ -233,21 +237,31 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         (f"{SHARD} bad/seed-1.h5", f"00001.h5: its seed is 0, but .*seed-1.h5.* 1{ONE_RUN}"),
         (MODEL, NOT_HDF5),
     ],
-    ("trigger", "--previous-trigger"): [
+    ("triggered", "--previous-trigger"): [
         ("none.json", NO_FILE),
         (SHARD, "not a JSON file .*; delete it and run again"),
         (f"{OF_USBPO}/00002/phase1.json", "its cycle is 2, but 1 is asked for; give files of one run"),
         (f"{OF_USBPO}/00001/phase1.json", "it holds no state of a trigger; delete it and run again"),
     ],
-    ("trigger", "--previous-models"): [
-        ("", "no file from here on holds a model; give more of the run's files"),
-        ("bad/hopper-model.safetensors", OF_HOPPER),
+    ("triggered", "--previous-model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
+    ("triggered", "--previous-policy"): [
+        ("bad/seed-1-policy.safetensors", OF_SEED_1),
+        ("bad/wide-policy.safetensors", TOO_WIDE),
     ],
-    ("phase1", "--trigger"): [
-        ("bad/trigger.json", "its cycle is 1, but 2 is asked for; give files of one run"),
-        (f"{OF_USBPO}/00002/phase1.json", "it holds no verdict of a trigger; delete it and run again"),
+    ("triggered", "--previous-shard"): [("bad/seed-1.h5", OF_SEED_1), ("none.h5", NO_FILE)],
+    ("triggered", "--rollouts"): [("bad/cut-model.safetensors", NOT_HDF5)],
+    ("triggered", "--lengths"): [("1 1", "must have one value for each 10 of the 30 steps; add or drop some")],
+    ("triggered", "--phase1"): [
+        ("{", "--phase1 is no JSON; give the section as the configuration has it"),
+        ('{"batchsize":3}', "unknown key '--phase1.batchsize'; see config/README.md for the keys, or remove it"),
     ],
-    ("phase1", "--previous-models"): [
+    ("triggered", "--trigger"): [
+        (
+            '{"check_every":10,"min_steps":90,"max_steps":90,"states":40}',
+            "no training fell into this cycle; give as many --steps as trigger.max_steps at least",
+        ),
+    ],
+    ("phase1", "--previous-model"): [
         ("bad/cut-model.safetensors", CUT),
         ("bad/hopper-model.safetensors", OF_HOPPER),
         ("bad/wide-model.safetensors", TOO_WIDE),
@@ -265,7 +279,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("phase2", "--model-mle"): [
         ("bad/wide-model.safetensors", "hidden_size is 16, but 24 is expected; give the checkpoint of this task and"),
     ],
-    ("phase2", "--previous-models"): [("bad/seed-1-model.safetensors", OF_SEED_1)],
+    ("phase2", "--previous-model"): [("bad/seed-1-model.safetensors", OF_SEED_1)],
     ("phase2", "--rollouts"): [
         ("bad/cut-rollouts.h5", CUT),
         (POLICY, NOT_HDF5),
@@ -275,7 +289,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value")
     ],
     ("phase2", "--learning-rate"): [("1e30", "fine-tuning diverged, .*; lower phase2.learning_rate")],
-    ("rollout", "--models"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
+    ("rollout", "--model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
     ("rollout", "--policy"): [("bad/seed-1-policy.safetensors", OF_SEED_1)],
     ("rollout", "--termination"): [("hoper", "unknown termination 'hoper'; known are .*hopper")],
     ("policy", "--previous-policy"): [("bad/wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
@@ -290,7 +304,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("Hopper-v5", "the policy takes 4 observations, but Hopper-v5 has 11; give a policy of this task"),
     ],
     ("theory", "--policy"): [("bad/wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
-    ("theory", "--previous-models"): [("bad/hopper-model.safetensors", OF_HOPPER)],
+    ("theory", "--previous-model"): [("bad/hopper-model.safetensors", OF_HOPPER)],
     ("theory", "--model-mle"): [(f"{OF_USBPO}/00002/policy.safetensors", "its kind is policy, but model is expected")],
     ("theory", "--rollouts"): [("bad/nan-rollouts.h5", f"actions {NAN}")],
     ("theory", "--termination"): [("hoper", "unknown termination 'hoper'; known are .*hopper")],

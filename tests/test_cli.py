@@ -208,10 +208,10 @@ def test_an_option_for_numbers_takes_several(seen: dict[str, Any]) -> None:
 
 
 def test_a_file_that_may_be_missing_may_be_left_empty(seen: dict[str, Any]) -> None:
-    assert cli.main(["phase1", "--previous-models", "--data", "a.h5", *IDENTITY]) == 0
-    assert seen["previous_models"] is None
-    assert cli.main(["phase1", "--previous-models", "p.safetensors", "--data", "a.h5", *IDENTITY]) == 0
-    assert seen["previous_models"] == [Path("p.safetensors")]
+    assert cli.main(["phase1", "--previous-model", "--data", "a.h5", *IDENTITY]) == 0
+    assert seen["previous_model"] is None
+    assert cli.main(["phase1", "--previous-model", "p.safetensors", "--data", "a.h5", *IDENTITY]) == 0
+    assert seen["previous_model"] == Path("p.safetensors")
 
 
 def test_keys_that_are_not_given_have_the_defaults_of_the_configuration(seen: dict[str, Any]) -> None:

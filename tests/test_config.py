@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from workflow_tools import FOLDERS, REPO, dry_run
 
 from usbpo import cli, config
-from usbpo.config import Experiment, RunConfig, Section, load_experiment, load_run, read_yaml
+from usbpo.config import Experiment, RunConfig, Section, TriggerKeys, load_experiment, load_run, read_yaml
 from usbpo.errors import UsbpoError
 from usbpo.plan import Plan, Run
 from usbpo.terminations import TERMINATIONS
@@ -427,13 +427,13 @@ def signature(run: Run) -> dict[str, Any]:
     """All that stages are told in a run: the options of every stage and the files of every cycle."""
     cycles = range(12)
     told: dict[str, Any] = {}
-    for method in (run.collect_options, run.rollout_options, run.evaluate_options):
+    for method in (run.collect_options, run.rollout_options, run.evaluate_options, run.triggered_options):
         told[method.__name__] = [method(cycle) for cycle in cycles]
-    options = (run.initialise_options, run.trigger_options, run.phase1_options, run.phase2_options, run.policy_options)
+    options = (run.initialise_options, run.phase1_options, run.phase2_options, run.policy_options)
     options = (*options, run.theory_options)
     for option in options:
         told[option.__name__] = option()
-    for method in (run.models, run.trigger, run.model_data, run.model_data_before, run.artifacts):
+    for method in (run.models, run.model_data, run.model_data_before, run.artifacts):
         told[method.__name__] = [method(cycle) for cycle in cycles if cycle]
     return told
 
@@ -497,7 +497,7 @@ def test_stages_receive_the_values_of_the_configuration(
 ) -> None:
     checked: set[tuple[str, str]] = set()
     for stage in STAGES:
-        method = "test-cmlo" if stage == "trigger" else "test-usbpo"
+        method = "test-cmlo" if stage == "triggered" else "test-usbpo"
         words = next(w for w in reversed(command_lines) if w[0] == stage and (stage == "block" or method in str(w)))
         seen = called_with(words, monkeypatch)
         run = load_run("test-pendulum", method, FOLDERS)
@@ -507,8 +507,15 @@ def test_stages_receive_the_values_of_the_configuration(
             "phase1": ["model", "phase1"],
             "phase2": ["phase2"],
             "rollout": ["rollout"],
+            "triggered": ["trigger"],
         }
         for section in own.get(stage, [stage]):
+            if section == "trigger":
+                assert {name: json.loads(seen[name]) for name in cli.WHOLE_SECTIONS if name != "phase2"} == {
+                    name: getattr(run, name).model_dump() for name in cli.WHOLE_SECTIONS if name != "phase2"
+                }
+                checked |= {("trigger", name) for name in TriggerKeys.model_fields}
+                continue
             for name, value in getattr(run, section, run.evaluate).model_dump().items():
                 if name in seen:
                     assert seen[name] == value, (stage, name)
@@ -526,9 +533,10 @@ def test_parameters_of_a_stage_are_keys_files_or_identity(stage: str) -> None:
     keys = {name for section in cli.SECTIONS[stage] for name in section.model_fields}
     of_files = {name for name, p in parameters.items() if "Path" in str(p.annotation)}
     identity = {"task", "seed", "cycle"}
-    from_schedule = {"steps", "updates", "length", "on_policy_steps", "retained_updates"}
+    from_schedule = {"steps", "updates", "length", "lengths", "on_policy_steps", "retained_updates"}
+    sections = set(cli.WHOLE_SECTIONS) if stage == "triggered" else set()
     of_environment = {"environment", "environment_arguments", "termination", "episodes"}
-    assert set(parameters) <= keys | of_files | identity | from_schedule | of_environment
+    assert set(parameters) <= keys | of_files | identity | from_schedule | of_environment | sections
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
 
 

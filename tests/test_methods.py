@@ -1,9 +1,11 @@
 """Every method and every task runs through the whole workflow, in tiny sizes; and a method is a YAML."""
 
 import json
+from math import lcm
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import yaml
 from workflow_tools import FOLDERS, REPO, Ended, files, snakemake, tree
@@ -90,16 +92,16 @@ def test_three_methods_run_through_the_whole_workflow(three: tuple[Path, Path]) 
 @pytest.mark.xdist_group("three")
 def test_cmlo_trains_when_its_trigger_fires_and_only_then(three: tuple[Path, Path]) -> None:
     run = three[0] / "data/runs/test-pendulum/test-cmlo/seed-0"
-    fired = {}
-    for cycle in range(1, 13):
-        fired[cycle] = json.loads((run / f"{cycle:05d}/trigger.json").read_text())["fired"]
-        for stage in ("phase1", "rollout"):
-            assert json.loads((run / f"{cycle:05d}/{stage}.json").read_text())["trained"] is fired[cycle]
-    assert fired[1]
-    assert 2 <= sum(fired.values()) < 12
-    held_back = next(cycle for cycle, value in fired.items() if not value)
-    sizes = [(run / f"{cycle:05d}/model-mle.safetensors").stat().st_size for cycle in (1, held_back)]
-    assert sizes[1] < sizes[0] / 5, "a cycle that trains nothing costs nothing"
+    files = [json.loads((run / f"{cycle:05d}/trigger.json").read_text()) for cycle in range(1, 5)]
+    checks = [check for file in files for check in file["checks"]]
+    assert [check["on_policy_steps"] for check in checks] == list(range(10, 130, 10))
+    fired = [number for number, check in enumerate(checks) if check["fired"]]
+    assert fired[0] == 0
+    assert 4 <= len(fired) < 12, "once in 30 steps at least"
+    for cycle in range(1, 5):
+        of_cycle = [number for number in fired if number // 3 == cycle - 1]
+        with h5py.File(run / f"{cycle:05d}/rollouts.h5") as file:
+            assert len(file["rows_by_update"]) == min(len(of_cycle), 2), "two updates are retained"
 
 
 @pytest.mark.xdist_group("three")
@@ -200,8 +202,9 @@ def test_an_experiment_shrinks_by_its_scale_alone(name: str) -> None:
     assert {run.seed for run in small.cycles} == {0}
     for run, cycles in small.cycles.items():
         steps, all_steps = (n * run.schedule.cycle_steps for n in (cycles, whole.cycles[run]))
-        assert steps % run.schedule.epoch_steps == 0
-        assert all_steps / 100 <= steps < all_steps / 100 + run.schedule.epoch_steps
+        unit = lcm(run.schedule.epoch_steps, run.schedule.cycle_steps)
+        assert steps % unit == 0
+        assert all_steps / 100 <= steps < all_steps / 100 + unit
         assert run.schedule.last_evaluation(cycles) == cycles, "every method is evaluated at the common end"
 
 

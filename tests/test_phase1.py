@@ -274,7 +274,7 @@ def test_training_ends_by_itself_when_nothing_improves(shard: Path, tmp_path: Pa
 def test_training_goes_on_from_the_previous_weights(shard: Path, tmp_path: Path) -> None:
     previous, _ = run(shard, tmp_path / "first")
     path = tmp_path / "first" / "model-mle.safetensors"
-    model, metrics = run(shard, tmp_path, previous_models=[path], learning_rate=1e-12, max_epochs=1, cycle=2)
+    model, metrics = run(shard, tmp_path, previous_model=path, learning_rate=1e-12, max_epochs=1, cycle=2)
     for name, tensor in previous.params.items():
         torch.testing.assert_close(model.params[name], tensor, rtol=0, atol=1e-9)
     assert metrics["holdout_mse_before"] != metrics["holdout_mse"], "the scaler has been fitted anew"
@@ -285,13 +285,13 @@ def test_the_optimizers_moments_go_on_across_cycles(shard: Path, tmp_path: Path)
     first, _ = run(shard, tmp_path / "first")
     assert first.mle["step"] == 3 * steps_an_epoch
     path = tmp_path / "first" / "model-mle.safetensors"
-    second, _ = run(shard, tmp_path / "second", previous_models=[path], cycle=2)
+    second, _ = run(shard, tmp_path / "second", previous_model=path, cycle=2)
     assert second.mle["step"] == 6 * steps_an_epoch
 
     header, forgetful = ensembles.load(path)
     forgetful.mle = {name: torch.zeros_like(tensor) for name, tensor in forgetful.mle.items()}
     forgetful.save(path, header)
-    third, _ = run(shard, tmp_path / "third", previous_models=[path], cycle=2)
+    third, _ = run(shard, tmp_path / "third", previous_model=path, cycle=2)
     assert not torch.equal(second.params["weight.0"], third.params["weight.0"])
 
 
@@ -301,7 +301,7 @@ def test_phase_1_does_not_carry_the_moments_of_phase_2(shard: Path, tmp_path: Pa
     header, model = ensembles.load(path)
     model.finetune = new_moments(model.params)
     model.save(path, header)
-    second, _ = run(shard, tmp_path, previous_models=[path], cycle=2)
+    second, _ = run(shard, tmp_path, previous_model=path, cycle=2)
     assert second.finetune == {}
     assert second.mle["step"] > model.mle["step"]
 
@@ -319,9 +319,9 @@ def test_a_model_of_another_width_or_task_is_refused_in_one_sentence(
     wide = new_ensemble(Architecture(3, 2, 4, 2, 2, 9), torch.Generator())
     wide.save(path, make_header("model"))
     with pytest.raises(UsbpoError, match=r"other.safetensors.*hidden_size is 9, but 8"):
-        run(shard, tmp_path, previous_models=[path], cycle=2)
+        run(shard, tmp_path, previous_model=path, cycle=2)
     wide.save(path, make_header("model", task="another"))
     with pytest.raises(UsbpoError, match=r"other.safetensors.*task is another"):
-        run(shard, tmp_path, previous_models=[path], cycle=2)
+        run(shard, tmp_path, previous_model=path, cycle=2)
     with pytest.raises(UsbpoError, match="seed is 0"):
         run(shard, tmp_path, seed=1)

@@ -43,7 +43,7 @@ class Inputs:
         output, metrics = folder / "model.safetensors", folder / "phase2.json"
         arguments = {"seed": 0, "cycle": 2, **OPTIONS, **changes}
         phase2(
-            data=[self.data], rollouts=[self.rollouts], model_mle=self.m2, previous_models=[self.m1],
+            data=[self.data], rollouts=[self.rollouts], model_mle=self.m2, previous_model=self.m1,
             output=output, metrics=metrics, **arguments,
         )  # fmt: skip
         return ensembles.load(output)[1], json.loads(metrics.read_text())
@@ -284,7 +284,7 @@ def test_phase_1_and_phase_2_hold_out_the_same_rows(
         "holdout_ratio": 0.2, "holdout_limit": 5000, "min_improvement": 0.01, "patience": 5, "max_epochs": 2,
     }  # fmt: skip
     metrics = tmp_path / "phase1.json"
-    phase1(data=[inputs.data], previous_models=[inputs.m1], output=inputs.m2, metrics=metrics, **arguments)
+    phase1(data=[inputs.data], previous_model=inputs.m1, output=inputs.m2, metrics=metrics, **arguments)
     _, found = inputs.run(tmp_path / "out")
     assert found["holdout_mse_before"] == json.loads(metrics.read_text())["holdout_mse"]
 

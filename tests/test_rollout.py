@@ -187,7 +187,7 @@ def files(
 
 def run(files: Path, folder: Path, **changes: Any) -> tuple[Transitions, dict[str, Any]]:
     arguments = {
-        "data": [files / "data.h5"], "models": [files / "model.safetensors"], "policy": files / "policy.safetensors",
+        "data": [files / "data.h5"], "model": files / "model.safetensors", "policy": files / "policy.safetensors",
         "output": folder / "rollouts.h5", "metrics": folder / "rollout.json", "termination": "inverted_pendulum",
         "length": 3, "batch_size": 120, "seed": 0, "cycle": 1,
     }  # fmt: skip
@@ -235,6 +235,6 @@ def test_bad_input_is_refused_in_one_sentence_and_writes_nothing(
         assert not output.exists()
 
     refused("unknown termination 'sometimes'; known are never", termination="sometimes")
-    refused("expected; name the right file", models=[files / "policy.safetensors"])
+    refused("expected; name the right file", model=files / "policy.safetensors")
     model.save(files / "other.safetensors", make_header("model", task="another"))
-    refused(r"other.safetensors.*task is another", models=[files / "other.safetensors"])
+    refused(r"other.safetensors.*task is another", model=files / "other.safetensors")

@@ -119,27 +119,35 @@ def test_model_data_never_lie_in_the_future() -> None:
                 assert plan.has_model_stages(kept)
 
 
-def test_a_triggered_model_may_be_trained_in_any_cycle(run_config_of: Callable[[str, str], RunConfig]) -> None:
-    """Hopper: checks every 20 steps, a training at the latest after 500, that is 25 cycles."""
+def test_a_triggered_model_is_trained_in_every_cycle(run_config_of: Callable[[str, str], RunConfig]) -> None:
+    """Hopper: a training at the latest after 500 steps, that is a cycle; within it a check every 20 steps."""
     plan = schedule_of(run_config_of("Hopper", "cmlo"))
-    assert (plan.cycle_steps, plan.triggered, plan.longest_interval) == (20, True, 500)
+    assert (plan.cycle_steps, plan.triggered, plan.check_every) == (500, True, 20)
     assert not plan.has_model_stages(0)
     assert all(plan.has_model_stages(cycle) for cycle in range(1, 60))
-    assert plan.model_cycles(1) == [1]
-    assert plan.model_cycles(30) == list(range(6, 31)), "a training in each stretch of 25 cycles"
+    assert [plan.model_cycles(cycle) for cycle in (0, 1, 30)] == [[], [1], [30]]
     assert plan.retained_updates == 4, "D_model holds as many updates as one epoch of MBPO's"
-    assert plan.rollout_cycles(120) == list(range(21, 121)), "the last four trainings lie within 4 · 25 cycles"
+    assert plan.rollout_cycles(120) == [117, 118, 119, 120], "the last four trainings lie within four cycles"
+
+
+def test_rollouts_grow_within_a_triggered_cycle(run_config_of: Callable[[str, str], RunConfig]) -> None:
+    """Hopper, 1 until epoch 20, then 14 more in 130 epochs: the second step at 20 + 130/14 = 29.3, so in epoch 30."""
+    plan = schedule_of(run_config_of("Hopper", "cmlo"))
+    assert plan.rollout_steps_at_checks(1) == [1] * 25
+    lengths = [plan.rollout_steps_at_checks(cycle) for cycle in (59, 60, 61)]
+    assert lengths == [[1] * 25, [1] * 24 + [2], [2] * 25], "the check at 30,000 steps is in epoch 30"
 
 
 @pytest.mark.parametrize(
-    ("task", "cycle_steps", "longest", "retained"),
-    [("Walker2d", 20, 500, 4), ("AntTruncated", 50, 500, 4), ("HumanoidTruncated", 50, 500, 5)],
+    ("task", "every", "retained"),
+    [("Walker2d", 20, 4), ("AntTruncated", 50, 4), ("HumanoidTruncated", 50, 5)],
 )
-def test_cmlo_has_the_check_interval_of_the_task_as_its_cycle(
-    task: str, cycle_steps: int, longest: int, retained: int, run_config_of: Callable[[str, str], RunConfig]
+def test_cmlo_has_the_check_interval_of_the_task_and_its_longest_interval_as_cycle(
+    task: str, every: int, retained: int, run_config_of: Callable[[str, str], RunConfig]
 ) -> None:
     plan = schedule_of(run_config_of(task, "cmlo"))
-    assert (plan.cycle_steps, plan.longest_interval, plan.retained_updates) == (cycle_steps, longest, retained)
+    assert (plan.check_every, plan.cycle_steps, plan.retained_updates) == (every, 500, retained)
+    assert len(plan.rollout_steps_at_checks(3)) == 500 // every
 
 
 def test_sac_has_no_cycle_with_a_model(run_config_of: Callable[[str, str], RunConfig]) -> None:
@@ -188,7 +196,7 @@ def test_nothing_depends_on_the_length_of_a_run() -> None:
     """No method but the one that counts cycles knows of a total, and the object holds none."""
     assert {field.name for field in fields(Schedule)} == {
         "epoch_steps", "cycle_steps", "model_train_freq", "model_retain_epochs", "rollout_length", "evaluate_every",
-        "has_model", "longest_interval",
+        "has_model", "check_every",
     }  # fmt: skip
     for name in ("epoch", "has_model_stages", "model_cycles", "rollout_steps", "rollout_cycles", "evaluates"):
         assert list(signature(getattr(Schedule, name)).parameters) == ["self", "cycle"]

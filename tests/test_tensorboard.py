@@ -158,23 +158,27 @@ def test_the_mean_is_over_the_last_hundred_episodes(tmp_path: Path) -> None:
 
 def test_trigger_and_theory_are_shown_where_they_are(workspace: Path) -> None:
     run, identity = usbpo_run(workspace), {"task": "test-pendulum", "seed": 0, "cycle": 2}
-    trigger = {"fired": False, "estimate": 0.5, "threshold": 2.0, "mean_error": 0.1, "volume": None, "steps": 30}
-    write_json(run.path(layout.TRIGGER, 2), {**identity, **trigger, "reason": None, "checked": False})
+    check = {"fired": False, "estimate": 0.5, "threshold": 2.0, "mean_error": 0.1, "volume": 3.5, "steps": 30}
+    checks = [{**check, "on_policy_steps": steps, "reason": None} for steps in (45, 60)]
+    write_json(run.path(layout.TRIGGER, 2), {**identity, "checks": checks})
     theory = {"holdout": {"after": {"shift": 1.5, "bound": None}}, "depth": [{"error_mean": 2.5}], "kept": True}
     write_json(workspace / OF_USBPO / "00002/theory.json", {**identity, **theory})
-    write_json(run.path(layout.PHASE1_METRICS, 2), {**identity, "trained": False})
-    found = read_events(run)[60]
+    write_json(run.path(layout.PHASE2_METRICS, 2), {**identity, "fine_tuned": False})
+    events = read_events(run)
+    found = events[60]
+    assert events[45]["trigger/volume"] == 3.5
     assert {tag: found[tag] for tag in found if tag.startswith(("trigger", "theory"))} == {
         "trigger/fired": 0.0,
         "trigger/estimate": 0.5,
         "trigger/threshold": 2.0,
         "trigger/mean_error": 0.1,
+        "trigger/volume": 3.5,
         "trigger/steps": 30.0,
         "theory/holdout/after/shift": 1.5,
         "theory/depth/0/error_mean": 2.5,
     }
-    assert "model/holdout_mse" not in found, "a model that was not trained has no errors of this cycle"
-    assert "phase2/shift_before" in found
+    assert "phase2/shift_before" not in found, "the first model, of which a trigger had no second one follow"
+    assert "model/holdout_mse" in found
 
 
 # ---- unfinished runs, and the same bytes ----------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def write_theory(root: Path, files: RunFiles, *, simulator: bool = True) -> None
         floor = {"rows": ROWS, "undetermined": 1, "median": 1e-6, "q95": 1e-5, "max": 1e-4, "mean": 2e-6}
         identity = {"task": files.task, "seed": files.seed, "cycle": cycle}
         content = {
-            **identity, "trained": True, "discount": 0.99, "holdout": measured(True),
+            **identity, "discount": 0.99, "holdout": measured(True),
             "rollout": None if first else measured(simulator), "reconstruction": floor if simulator else None,
             "depth": depth if simulator else None,
         }  # fmt: skip
@@ -74,7 +74,7 @@ def read(root: Path, files: RunFiles) -> Run:
     """A run of which only the theory is there."""
     theory = [Theory.model_validate(read_json(root / files.path(THEORY_METRICS, c))) for c in files.measurements()]
     rows: Rows = read_rows(files, files.measurements()[-1], root)
-    return Run(files, evaluations=[], trigger=[], phase1=[], phase2=[], policy=[], theory=theory, rows=rows)
+    return Run(files, evaluations=[], checks=[], phase1=[], phase2=[], policy=[], theory=theory, rows=rows)
 
 
 def runs_of(root: Path, *runs: RunFiles, **options: Any) -> list[Run]:

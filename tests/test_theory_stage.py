@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from usbpo import ensemble, sac, transitions
 from usbpo.ensemble import Ensemble, predict
+from usbpo.errors import UsbpoError
 from usbpo.header import Header
 from usbpo.reconstruction import Reconstruction, reconstruction
 from usbpo.stages import theory as stage
@@ -220,8 +222,10 @@ def files(
 ) -> Path:
     transitions.write(tmp_path / "data.h5", make_header(), real)
     transitions.write(tmp_path / "rollouts.h5", make_header(transitions.ROLLOUTS), real.rows(slice(0, 60)))
+    # Phase 1 says of how many rows it held some out.
+    header = replace(make_header(ensemble.KIND, cycle=2), parameters={"rows": len(real)})
     for name, seed in (("m1", 1), ("mle", 2), ("m2", 3)):
-        make_model(seed).save(tmp_path / f"{name}.safetensors", make_header(ensemble.KIND))
+        make_model(seed).save(tmp_path / f"{name}.safetensors", header)
     for name, seed in (("p1", 1), ("p2", 2)):
         make_agent(seed, obs_dim=4, act_dim=1).save(tmp_path / f"{name}.safetensors", make_header(sac.KIND))
     return tmp_path
@@ -231,7 +235,7 @@ def run(files: Path, folder: Path, **changes: Any) -> tuple[dict[str, Any], dict
     """The metrics, and the arrays by name."""
     arguments: dict[str, Any] = {
         "data": [files / "data.h5"], "rollouts": [files / "rollouts.h5"], "model_mle": files / "mle.safetensors",
-        "model": files / "m2.safetensors", "previous_models": [files / "m1.safetensors"],
+        "model": files / "m2.safetensors", "previous_model": files / "m1.safetensors",
         "previous_policy": files / "p1.safetensors", "policy": files / "p2.safetensors",
         "output": folder / "theory.h5", "metrics": folder / "theory.json", "environment": ENVIRONMENT,
         "termination": "inverted_pendulum", "seed": 0, "cycle": 2, "rows": 20, "starts": 8, "depth": 4,
@@ -263,9 +267,15 @@ def test_before_is_the_model_of_phase_1_and_after_that_of_phase_2(files: Path, t
     assert both["reconstruction"]["max"] < 1e-5
 
 
+@pytest.mark.parametrize(("rows", "training"), [(120, None), (90, 7)])
 def test_rows_are_those_that_phase_1_held_out(
-    files: Path, tmp_path: Path, real: Transitions, monkeypatch: pytest.MonkeyPatch
+    rows: int, training: int | None, files: Path, tmp_path: Path, real: Transitions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of the whole of D_env, or where a trigger fired in mid-cycle of what there was, by the number of its check."""
+    mle = files / "mle.safetensors"
+    header, model = ensemble.load(mle)
+    number = {} if training is None else {"training": training}
+    model.save(mle, replace(header, parameters={"rows": rows, **number}))
     seen: list[Rows] = []
 
     def recording(rows: Rows, *others: Any) -> Any:
@@ -274,14 +284,23 @@ def test_rows_are_those_that_phase_1_held_out(
 
     monkeypatch.setattr(stage, "measure", recording)
     run(files, tmp_path / "out", model=None, rollouts=None, rows=1000)
-    _, held_out = split_holdout(len(real), 0, 2, 0.2, 5000)
+    assert len(real) == 120
+    _, held_out = split_holdout(rows, 0, training or 2, 0.2, 5000)
     expected = {tuple(row) for row in real.observations[held_out.numpy()].tolist()}
     assert {tuple(row) for row in seen[0].observations.tolist()} == expected
-    assert len(seen[0]) == len(held_out) == 24
+    assert len(seen[0]) == len(held_out) == rows / 5
+
+
+def test_a_model_that_does_not_say_what_it_was_trained_on_is_refused(files: Path, tmp_path: Path) -> None:
+    mle = files / "mle.safetensors"
+    header, model = ensemble.load(mle)
+    model.save(mle, replace(header, parameters={}))
+    with pytest.raises(UsbpoError, match="does not say which rows it was trained on; delete it and run again"):
+        run(files, tmp_path / "out")
 
 
 def test_the_first_cycle_has_no_shift_and_no_rollouts(files: Path, tmp_path: Path) -> None:
-    metrics, arrays = run(files, tmp_path / "out", rollouts=None, previous_models=None, model=None)
+    metrics, arrays = run(files, tmp_path / "out", rollouts=None, previous_model=None, model=None)
     assert metrics["rollout"] is None
     assert metrics["holdout"]["after"]["shift"] is None
     assert metrics["holdout"]["after"]["true_bias"] > 0
@@ -299,14 +318,6 @@ def test_a_task_that_cannot_be_reconstructed_keeps_what_needs_no_simulator(
     assert blind["holdout"] == seeing["holdout"], "real transitions know their own outcome"
     assert blind["rollout"]["after"]["true_bias"] is None
     assert blind["rollout"]["after"]["shift"] == pytest.approx(seeing["rollout"]["after"]["shift"])
-
-
-def test_where_the_trigger_did_not_fire_there_is_nothing(files: Path, tmp_path: Path) -> None:
-    verdict = tmp_path / "trigger.json"
-    verdict.write_text(json.dumps({"task": "tiny", "seed": 0, "cycle": 2, "fired": False}))
-    metrics, arrays = run(files, tmp_path / "out", trigger=verdict)
-    assert metrics == {"task": "tiny", "seed": 0, "cycle": 2, "trained": False}
-    assert arrays == {}
 
 
 def test_same_work_gives_same_bytes_and_another_cycle_others(files: Path, tmp_path: Path) -> None:

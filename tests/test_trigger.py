@@ -1,4 +1,4 @@
-"""CMLO's event trigger: volumes known by hand, its state from cycle to cycle, and the model that goes on unchanged."""
+"""CMLO's event trigger: volumes known by hand, its estimate, and the stage that trains the model when it fires."""
 
 import itertools
 import json
@@ -14,13 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from usbpo import checkpoints, ensemble, transitions
+from usbpo import ensemble, layout, sac, transitions
+from usbpo.cli import WHOLE_SECTIONS
+from usbpo.config import RunConfig
 from usbpo.ensemble import Ensemble
 from usbpo.errors import UsbpoError
 from usbpo.header import Header
+from usbpo.plan import Run
+from usbpo.seeding import numpy_generator, torch_generator
+from usbpo.stages.collect import collect
+from usbpo.stages.initialise import initialise
 from usbpo.stages.phase1 import phase1
-from usbpo.stages.trigger import trigger
-from usbpo.stages.verdict import task_held_back
+from usbpo.stages.phase2 import phase2
+from usbpo.stages.policy import policy
+from usbpo.stages.rollout import rollout
+from usbpo.stages.triggered import triggered
 from usbpo.transitions import Transitions
 from usbpo.trigger import Trigger, hull_volume, model_errors
 
@@ -153,146 +161,241 @@ def test_the_noise_of_the_model_counts_as_error(
 
 # ---- the stage ---------------------------------------------------------------------------------------------------
 
-OPTIONS: dict[str, Any] = {
-    "threshold": 1.0, "check_every": 20, "reference": "last_training", "states": 30, "dimensions": 3,
-    "min_steps": 40, "max_steps": 60, "steps": 20, "seed": 0,
-}  # fmt: skip
-
 
 @pytest.fixture
-def run(
-    tmp_path: Path,
-    make_transitions: Callable[..., Transitions],
-    make_ensemble: Callable[..., Ensemble],
-    make_header: Callable[..., Header],
-) -> Callable[..., dict[str, Any]]:
-    """Run the stage for a cycle, on 20 rows a cycle and an untrained model of cycle 1."""
+def run_with(run_config_of: Callable[[str, str], RunConfig]) -> Callable[..., Run]:
+    """CMLO's test run, or USB-PO's with CMLO's trigger; with other keys of a section as `section__key=value`."""
 
-    def stage(cycle: int, **changes: Any) -> dict[str, Any]:
-        data = []
-        for n in range(cycle + 1):
-            data.append(tmp_path / f"{n}.h5")
-            transitions.write(data[-1], make_header(cycle=n), make_transitions(rows=20, seed=n))
-        model = tmp_path / "model.safetensors"
-        make_ensemble().save(model, make_header("model"))
-        output = tmp_path / f"trigger-{cycle}.json"
-        before = None if cycle == 1 else tmp_path / f"trigger-{cycle - 1}.json"
-        models = [] if cycle == 1 else [model]
-        trigger(
-            **OPTIONS
-            | {"data": data, "previous_models": models, "previous_trigger": before, "output": output}
-            | changes,
-            cycle=cycle,
-        )
-        return dict(json.loads(output.read_text()))
+    def make(method: str = "test-cmlo", **changes: Any) -> Run:
+        content = run_config_of("test-pendulum", method).model_dump()
+        content["schedule"]["model_update"] = "triggered"
+        content["trigger"] = run_config_of("test-pendulum", "test-cmlo").trigger.model_dump()
+        for name, value in changes.items():
+            section, key = name.split("__")
+            content[section][key] = value
+        return Run("test-pendulum", "m", 0, RunConfig.model_validate(content))
 
-    return stage
+    return make
 
 
-def test_the_first_cycle_trains_and_its_volume_is_the_reference(run: Callable[..., dict[str, Any]]) -> None:
-    found = run(1)
-    assert (found["fired"], found["reason"]) == (True, "the first model")
-    assert found["state"] == {"estimate": 0.0, "error_sum": 0.0, "steps": 0, "reference_volume": found["volume"]}
-    assert found["volume"] > 0
+ENVIRONMENT: dict[str, Any] = {"task": "test-pendulum", "environment": "InvertedPendulum-v5"}
 
 
-def test_state_goes_on_from_cycle_to_cycle_and_begins_anew_where_it_fires(run: Callable[..., dict[str, Any]]) -> None:
-    first, second, third = run(1), run(2), run(3)
-    assert not second["fired"], "20 steps are too soon, whatever the estimate"
-    assert second["steps"] == 20
+def begin(run: Run, root: Path) -> None:
+    """Cycle 0: the random steps and the untrained policy."""
+    keys = run.config.policy
+    shard = root / run.path(layout.SHARD, 0)
+    collect(**ENVIRONMENT, output=shard, steps=run.config.schedule.random_steps, seed=0, cycle=0)
+    initialise(
+        data=shard, output=root / run.path(layout.POLICY, 0),
+        hidden_layers=keys.hidden_layers, hidden_size=keys.hidden_size,
+    )  # fmt: skip
+
+
+def advance(run: Run, root: Path, cycle: int, **changes: Any) -> dict[str, Any]:
+    """Run the stage for a cycle, and return the trigger's file."""
+
+    def one(paths: list[str]) -> Path | None:
+        return root / paths[0] if paths else None
+
+    sections = {name: getattr(run.config, name) for name in WHOLE_SECTIONS}
+    arguments: dict[str, Any] = {
+        "data": [root / path for path in run.real_data_before(cycle)],
+        "previous_shard": one(run.previous_shard(cycle)),
+        "previous_policy": one(run.previous_policy(cycle)),
+        "previous_model": one(run.previous_models(cycle)),
+        "previous_trigger": one(run.previous_trigger(cycle)),
+        "rollouts": [root / path for path in run.model_data_before(cycle)],
+        "output": root / run.path(layout.SHARD, cycle),
+        "folder": (root / run.path(layout.TRIGGER, cycle)).parent,
+        "termination": run.config.environment.termination,
+        "steps": run.schedule.cycle_steps,
+        "lengths": run.schedule.rollout_steps_at_checks(cycle),
+        "retained_updates": run.schedule.retained_updates,
+        **{name: json.dumps(section.model_dump()) for name, section in sections.items() if section is not None},
+    }
+    triggered(**ENVIRONMENT, **arguments | changes, seed=0, cycle=cycle)
+    return dict(json.loads((root / run.path(layout.TRIGGER, cycle)).read_text()))
+
+
+@pytest.mark.parametrize("method", ["test-cmlo", "test-usbpo"])
+def test_it_does_what_the_stages_do_check_by_check(method: str, run_with: Callable[..., Run], tmp_path: Path) -> None:
+    """Two cycles of three checks against the other stages, called by hand at each check, to the last bit."""
+    run = run_with(method)
+    root, staged = tmp_path / "root", tmp_path / "staged"
+    begin(run, root)
+    checks = [check for cycle in (1, 2) for check in advance(run, root, cycle)["checks"]]
+    fired = [number for number, check in enumerate(checks, start=1) if check["fired"]]
+    assert fired[0] == 1
+    assert 2 <= len(fired) < 6, "some checks train, some do not"
+
+    begin(run, staged)
+    config, keys = run.config, run.config.trigger
+    data, agent = [staged / run.path(layout.SHARD, 0)], staged / run.path(layout.POLICY, 0)
+    model, made, state = None, [], Trigger()
+    for number in range(1, 7):
+        folder, identity = staged / str(number), {"seed": 0, "cycle": number}
+        shard = folder / "shard.h5"
+        collect(**ENVIRONMENT, output=shard, steps=keys.check_every, policy=agent, previous=data[-1], **identity)
+        data.append(shard)
+        _, real = transitions.read_all(data)
+        rows = numpy_generator(0, number, "trigger").permutation(len(real))[: keys.states]
+        volume = hull_volume(real.observations[rows], keys.dimensions)
+        reason: str | None = "the first model"
+        if model is not None:
+            errors = model_errors(
+                ensemble.load(model)[1], transitions.read(shard)[1], torch_generator(0, number, "trigger")
+            )
+            state = state.seen(errors).checked(volume, keys.reference)
+            reason = state.verdict(keys.threshold, keys.min_steps, keys.max_steps)
+        if reason:
+            state = Trigger(reference_volume=volume)
+            mle = folder / "mle.safetensors"
+            phase1(
+                data=data, output=mle, metrics=folder / "1.json", previous_model=model, **identity,
+                **config.model.model_dump(), **config.phase1.model_dump(),
+            )  # fmt: skip
+            previous, model = model, mle
+            if config.phase2 is not None and previous is not None:
+                model = folder / "model.safetensors"
+                phase2(
+                    data=data, rollouts=made, model_mle=mle, previous_model=previous, output=model,
+                    metrics=folder / "2.json", holdout_ratio=config.phase1.holdout_ratio,
+                    holdout_limit=config.phase1.holdout_limit, retained_updates=run.schedule.retained_updates,
+                    **identity, **config.phase2.model_dump(),
+                )  # fmt: skip
+            made.append(folder / "rollouts.h5")
+            rollout(
+                data=data, model=model, policy=agent, output=made[-1], metrics=folder / "r.json",
+                termination=config.environment.termination, length=1, batch_size=config.rollout.batch_size, **identity,
+            )  # fmt: skip
+        updated = folder / "policy.safetensors"
+        options = config.policy.model_dump()
+        updates = options.pop("updates_per_step") * keys.check_every
+        policy(
+            data=data, rollouts=made, previous_policy=agent, output=updated, metrics=folder / "p.json", updates=updates,
+            retained_updates=run.schedule.retained_updates, **identity, **options,
+        )  # fmt: skip
+        agent = updated
+
+    _, all_real = transitions.read_all([root / path for path in run.real_data(2)])
+    for name, values in vars(transitions.read_all(data)[1]).items():
+        np.testing.assert_array_equal(getattr(all_real, name), values, name)
+    (_, found), (_, expected) = sac.load(root / run.path(layout.POLICY, 2)), sac.load(agent)
+    assert found.updates == expected.updates
+    for group in ("actor", "critics", "targets", "temperature"):
+        for name, tensor in getattr(expected, group).items():
+            assert torch.equal(tensor, getattr(found, group)[name]), (group, name)
+    assert model is not None
+    (_, last), (_, expected_model) = ensemble.load(root / run.models(2)[0]), ensemble.load(model)
+    assert all(torch.equal(tensor, last.params[name]) for name, tensor in expected_model.params.items())
+    d_model = [root / path for path in run.model_data(2)]
+    for name, values in vars(transitions.read_rollouts(made, run.schedule.retained_updates)[1]).items():
+        kept = transitions.read_rollouts(d_model, run.schedule.retained_updates)[1]
+        np.testing.assert_array_equal(getattr(kept, name), values, name)
+
+
+def test_the_first_check_trains_and_its_volume_is_the_reference(run_with: Callable[..., Run], tmp_path: Path) -> None:
+    run = run_with(trigger__threshold=1e6)
+    begin(run, tmp_path)
+    first, second, third = advance(run, tmp_path, 1)["checks"]
+    assert (first["fired"], first["reason"], first["steps"]) == (True, "the first model", 0)
+    assert first["volume"] > 0
+    assert not second["fired"]
+    assert not third["fired"]
+    assert second["steps"], third["steps"] == (10, 20)
     assert second["estimate"] == pytest.approx(log(second["volume"] / first["volume"] * second["mean_error"] + 1))
-    assert third["steps"] == 40
     grown = log(third["volume"] / first["volume"] * third["mean_error"] + 1)
     assert third["estimate"] == pytest.approx(second["estimate"] + grown)
-    assert third["fired"]
-    assert third["estimate"] > 1.0
-    assert third["state"] == {"estimate": 0.0, "error_sum": 0.0, "steps": 0, "reference_volume": third["volume"]}
 
 
-def test_a_high_threshold_waits_for_the_longest_interval(run: Callable[..., dict[str, Any]]) -> None:
-    fired = [run(cycle, threshold=1e6)["fired"] for cycle in range(1, 8)]
-    assert fired == [True, False, False, True, False, False, True]
-
-
-def test_between_two_checks_only_errors_are_gathered(run: Callable[..., dict[str, Any]]) -> None:
-    run(1, check_every=40)
-    second, third = run(2, check_every=40), run(3, check_every=40)
-    assert (second["checked"], second["volume"], second["estimate"]) == (False, None, 0.0)
-    assert second["mean_error"] > 0
-    assert third["checked"]
-    assert third["fired"]
-
-
-def test_same_work_gives_same_bytes_and_another_seed_others(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    run(1)
-    run(2)
-    path = tmp_path / "trigger-2.json"
-    before = path.read_bytes()
-    run(2)
-    assert path.read_bytes() == before
-
-
-# ---- the model that goes on --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def held_back(tmp_path: Path) -> Path:
-    """The verdict of a trigger that did not fire in cycle 2."""
-    path = tmp_path / "trigger.json"
-    path.write_text(json.dumps({"task": "tiny", "seed": 0, "cycle": 2, "fired": False}))
-    return path
-
-
-def test_phase_1_of_a_held_back_cycle_reads_no_data_and_leaves_an_empty_checkpoint(
-    held_back: Path, tmp_path: Path, make_ensemble: Callable[..., Ensemble], make_header: Callable[..., Header]
+def test_the_estimate_goes_on_from_cycle_to_cycle_and_a_high_threshold_waits_for_the_longest_interval(
+    run_with: Callable[..., Run], tmp_path: Path
 ) -> None:
-    earlier, output, metrics = (tmp_path / name for name in ("m1.safetensors", "m2.safetensors", "m.json"))
-    make_ensemble().save(earlier, make_header("model"))
-    phase1(
-        data=[tmp_path / "not-there.h5"], output=output, metrics=metrics, seed=0, cycle=2, members=4, elites=2,
-        hidden_layers=2, hidden_size=8, learning_rate=1e-3, batch_size=8, weight_decay=[0.0] * 3,
-        log_variance_penalty=0.01, holdout_ratio=0.2, holdout_limit=50, min_improvement=0.01, patience=1,
-        previous_models=[earlier], trigger=held_back,
-    )  # fmt: skip
-    assert json.loads(metrics.read_text()) == {"task": "tiny", "seed": 0, "cycle": 2, "trained": False}
-    assert output.stat().st_size < 2000
-    assert checkpoints.last_changed([earlier, output], ensemble.KIND) == earlier
+    run = run_with(trigger__threshold=1e6)
+    begin(run, tmp_path)
+    found = [advance(run, tmp_path, cycle) for cycle in (1, 2, 3)]
+    checks = [check for file in found for check in file["checks"]]
+    assert [check["fired"] for check in checks] == [True, False, False] * 3
+    assert [check["steps"] for check in checks] == [0, 10, 20, 30, 10, 20, 30, 10, 20]
+    assert [check["on_policy_steps"] for check in checks] == list(range(10, 100, 10))
+    assert found[0]["state"]["estimate"] == checks[2]["estimate"]
+    assert checks[3]["estimate"] > checks[2]["estimate"]
 
 
-def test_the_model_in_force_is_the_last_that_was_trained(
-    tmp_path: Path, make_ensemble: Callable[..., Ensemble], make_header: Callable[..., Header]
+def test_same_work_gives_same_bytes_also_after_a_kill(run_with: Callable[..., Run], tmp_path: Path) -> None:
+    run = run_with()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        begin(run, folder)
+        left_over = folder / run.path(layout.TRIGGER, 1)
+        (left_over.parent / ".triggered/1").mkdir(parents=True)
+        (left_over.parent / ".triggered/1/model-mle.safetensors").write_text("half of one")
+        advance(run, folder, 1)
+    one, two = (
+        {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        for folder in (tmp_path / "one", tmp_path / "two")
+    )
+    assert one == two
+    assert {str(path) for path in one} == {*run.artifacts(1), *run.jobs(0)["collect"], *run.jobs(0)["initialise"]} - {
+        path for stage in ("evaluate", "theory") for path in run.jobs(1)[stage]
+    }
+
+
+def test_a_failure_leaves_no_artifact(run_with: Callable[..., Run], tmp_path: Path) -> None:
+    run = run_with(phase1__learning_rate=1e30)
+    begin(run, tmp_path)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UsbpoError, match="phase 1 diverged"):
+        advance(run, tmp_path, 1)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_episodes_that_end_with_the_cycle_are_not_cut_at_its_checks(
+    run_with: Callable[..., Run], tmp_path: Path
 ) -> None:
-    paths = [tmp_path / f"{n}.safetensors" for n in range(4)]
-    for n in (0, 2):
-        make_ensemble(seed=n).save(paths[n], make_header("model"))
-    for n in (1, 3):
-        checkpoints.write_unchanged(paths[n], make_header("model"))
-    assert checkpoints.last_changed(paths, "model") == paths[2]
-    assert checkpoints.last_changed(paths[:2], "model") == paths[0]
-    with pytest.raises(UsbpoError, match=r"1\.safetensors: no file from here on holds a model"):
-        checkpoints.last_changed(paths[1:2], "model")
+    run = run_with()
+    begin(run, tmp_path)
+    first = tmp_path / run.path(layout.SHARD, 0)
+    collect(**ENVIRONMENT, output=first, steps=60, seed=0, cycle=0, episodes="end_with_cycle")
+    advance(run, tmp_path, 1, episodes="end_with_cycle")
+    _, made = transitions.read(tmp_path / run.path(layout.SHARD, 1))
+    assert made.truncations[29] or made.terminations[29]
+    for row in (9, 19):  # the last before a check
+        assert made.terminations[row] or made.episodes[row + 1] == made.episodes[row]
+    assert not made.truncations[:29].any()
+
+
+def test_the_first_cycle_of_usbpo_with_a_trigger_leaves_its_model_even_if_there_was_none_to_fine_tune(
+    run_with: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = run_with("test-usbpo", trigger__threshold=1e6)
+    begin(run, tmp_path)
+    advance(run, tmp_path, 1)
+    (_, mle), (_, model) = (ensemble.load(tmp_path / run.path(t, 1)) for t in (layout.MODEL_MLE, layout.MODEL))
+    assert all(torch.equal(tensor, model.params[name]) for name, tensor in mle.params.items())
+    metrics = json.loads((tmp_path / run.path(layout.PHASE2_METRICS, 1)).read_text())
+    assert metrics == {"task": "test-pendulum", "seed": 0, "cycle": 1, "fine_tuned": False}
 
 
 def test_d_model_is_the_rollouts_of_the_last_updates(
     tmp_path: Path, make_transitions: Callable[..., Transitions], make_header: Callable[..., Header]
 ) -> None:
-    paths = [tmp_path / f"{n}.h5" for n in range(6)]
-    for n, path in enumerate(paths):
-        rows = make_transitions(rows=10 + n) if n in (0, 2, 3) else transitions.no_transitions(3, 2)
-        transitions.write(path, make_header("rollouts", cycle=n), rows)
-    sizes = [len(transitions.read_rollouts(paths, updates)[1]) for updates in (1, 2, 3, 9, None)]
-    assert sizes == [13, 25, 35, 35, 35]
-    with pytest.raises(UsbpoError, match="holds no model rollout"):
-        transitions.read_rollouts(paths[4:])
-    with pytest.raises(UsbpoError, match="no transition files are given"):
-        transitions.read_rollouts(paths[4:], 2)
+    """Three files of which the second holds the rollouts of two updates."""
+    paths = [tmp_path / f"{n}.h5" for n in range(3)]
+    parts = [make_transitions(rows=rows, seed=rows) for rows in (10, 11, 12, 13)]
+    for path, held in zip(paths, (parts[:1], parts[1:3], parts[3:]), strict=True):
+        updates = [len(part) for part in held] if len(held) > 1 else []
+        transitions.write(path, make_header("rollouts"), transitions.concatenate(held), updates=updates)
+    sizes = [len(transitions.read_rollouts(paths, updates)[1]) for updates in (1, 2, 3, 4, 9, None)]
+    assert sizes == [13, 25, 36, 46, 46, 46]
+    _, last_two = transitions.read_rollouts(paths, 2)
+    np.testing.assert_array_equal(last_two.rewards, np.concatenate([parts[2].rewards, parts[3].rewards]))
 
 
-def test_a_fired_trigger_and_no_trigger_both_train(held_back: Path, tmp_path: Path) -> None:
-    fired = tmp_path / "fired.json"
-    fired.write_text(json.dumps({"task": "tiny", "seed": 0, "cycle": 2, "fired": True}))
-    assert task_held_back(held_back, 0, 2) == "tiny"
-    assert task_held_back(fired, 0, 2) is None
-    assert task_held_back(None, 0, 2) is None
-    with pytest.raises(UsbpoError, match="its seed is 0, but 1 is asked for"):
-        task_held_back(held_back, 1, 2)
+def test_rollouts_that_do_not_add_up_are_refused(
+    tmp_path: Path, make_transitions: Callable[..., Transitions], make_header: Callable[..., Header]
+) -> None:
+    path = tmp_path / "r.h5"
+    transitions.write(path, make_header("rollouts"), make_transitions(rows=10), updates=[4, 5])
+    with pytest.raises(UsbpoError, match=r"rows_by_update do not add up to its 10 rows; delete it and run again"):
+        transitions.read_rollouts([path], 1)

@@ -1,7 +1,7 @@
 """Checkpoints on disk: named tensors with a header, in safetensors."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,25 +45,6 @@ def read(path: Path, kind: str) -> tuple[Header, dict[str, torch.Tensor]]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UsbpoError(f"{path}: {name} holds NaN or infinity; delete it and run again.")
     return header, tensors
-
-
-def write_unchanged(path: Path, header: Header) -> None:
-    """Write a checkpoint without tensors: its cycle left the one before in force."""
-    write(path, header, {})
-
-
-def last_changed(paths: Sequence[Path], kind: str) -> Path:
-    """The last of some checkpoints that holds tensors, that is the one in force after all of them.
-
-    Raises:
-        UsbpoError: one of them is missing, damaged or of another kind, or none holds tensors.
-    """
-    for path in reversed(paths):
-        if read(path, kind)[1]:
-            return path
-    raise UsbpoError(
-        f"{paths[0] if paths else kind}: no file from here on holds a {kind}; give more of the run's files."
-    )
 
 
 def check_architecture(path: Path, what: str, found: object, expected: object) -> None:

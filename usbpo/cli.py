@@ -1,6 +1,7 @@
 """The command line: one verb for each stage, and the user's verbs."""
 
 import inspect as introspection
+import json
 import os
 import re
 import resource
@@ -21,7 +22,7 @@ SECTIONS: dict[str, tuple[type[config.Section], ...]] = {
     "initialise": (config.PolicyKeys,),
     "collect": (),
     "block": (),
-    "trigger": (config.TriggerKeys,),
+    "triggered": (),
     "phase1": (config.ModelKeys, config.Phase1Keys),
     "phase2": (config.Phase2Keys, config.Phase1Keys),
     "rollout": (config.RolloutKeys,),
@@ -30,6 +31,9 @@ SECTIONS: dict[str, tuple[type[config.Section], ...]] = {
     "theory": (config.TheoryKeys, config.Phase1Keys, config.PolicyKeys),
 }
 """The stages, and the parts of the configuration that their parameters come from."""
+
+WHOLE_SECTIONS = ("trigger", "model", "phase1", "phase2", "rollout", "policy")
+"""The sections that the stage `triggered` takes as JSON."""
 
 PANEL_STAGES, PANEL_USER = "Stages", "Looking at runs"
 
@@ -118,6 +122,8 @@ def _verb(stage: str) -> Callable[..., None]:
         for name, value in arguments.items():
             if name in keys and value is not None:
                 _check(name, value, keys[name])
+            elif name in WHOLE_SECTIONS and isinstance(value, str):
+                arguments[name] = _whole_section(name, value)
         for section in SECTIONS[stage]:
             if section.model_fields.keys() <= arguments.keys():
                 _check_together(section, arguments)
@@ -160,6 +166,19 @@ def _check_together(section: type[config.Section], arguments: dict[str, Any]) ->
         section.model_validate({name: arguments[name] for name in section.model_fields})
     except ValidationError as error:
         raise UsbpoError(config.sentence(error.errors()[0])) from error
+
+
+def _whole_section(name: str, text: str) -> str:
+    """A section of the configuration that is given as JSON, held to the bounds of its keys, with all defaults."""
+    kind: Any = config.RunConfig.model_fields[name].annotation
+    try:
+        section = TypeAdapter(kind).validate_json(text)
+        return json.dumps(section.model_dump(), sort_keys=True)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        if detail["type"] == "json_invalid":
+            raise UsbpoError(f"--{name} is no JSON; give the section as the configuration has it.") from error
+        raise UsbpoError(config.sentence(detail | {"loc": (f"--{name}", *detail["loc"])})) from error
 
 
 def _described_arguments(function: Callable[..., None]) -> dict[str, str]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 STAGE_VERBS = frozenset(
-    {"initialise", "collect", "block", "trigger", "phase1", "phase2", "rollout", "policy", "evaluate", "theory"}
+    {"initialise", "collect", "block", "triggered", "phase1", "phase2", "rollout", "policy", "evaluate", "theory"}
 )
 """What the warm worker runs; the user's own verbs always run directly."""
 

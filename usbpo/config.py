@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from math import ceil
+from math import ceil, lcm
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -113,7 +113,8 @@ class ScheduleKeys(Section):
         "periodic",
     )
     cycle_steps: int | None = key(
-        "Real steps of one cycle; null means model_train_freq, or trigger.check_every where the model is triggered.",
+        "Real steps of one cycle; null means model_train_freq, or, where the model is triggered, trigger.max_steps in "
+        "whole checks.",
         "steps",
         OURS,
         None,
@@ -124,10 +125,8 @@ class ScheduleKeys(Section):
 
     @model_validator(mode="after")
     def _lengths_divide(self) -> "ScheduleKeys":
-        if self.cycle_steps is not None:
-            _cycle_divides(self.cycle_steps, epoch_steps=self.epoch_steps)
-            if self.model_update == "periodic":
-                _cycle_divides(self.cycle_steps, model_train_freq=self.model_train_freq)
+        if self.cycle_steps is not None and self.model_update == "periodic":
+            _cycle_divides(self.cycle_steps, epoch_steps=self.epoch_steps, model_train_freq=self.model_train_freq)
         if self.epoch_steps % self.model_train_freq:
             raise ValueError(f"model_train_freq ({self.model_train_freq}) must divide epoch_steps ({self.epoch_steps})")
         return self
@@ -158,6 +157,11 @@ class TriggerKeys(Section):
     max_steps: int = key(
         "Real steps after a training at which the model is trained in any case.", "steps", CMLO, 500, ge=1
     )
+
+    @property
+    def longest_interval(self) -> int:
+        """Most real steps between two trainings: the trigger looks only every `check_every` steps."""
+        return ceil(self.max_steps / self.check_every) * self.check_every
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> "TriggerKeys":
@@ -302,7 +306,7 @@ class RunConfig(Section):
     def cycle_steps(self) -> int:
         """Real steps of one cycle."""
         return self.schedule.cycle_steps or (
-            self.trigger.check_every if self.triggered else self.schedule.model_train_freq
+            self.trigger.longest_interval if self.triggered else self.schedule.model_train_freq
         )
 
     def cycles(self) -> Schedule:
@@ -316,10 +320,7 @@ class RunConfig(Section):
             rollout_length=RolloutLength(**keys.rollout_length.model_dump()),
             evaluate_every=self.evaluate.every or keys.model_train_freq,
             has_model=self.model is not None,
-            # The trigger looks only every `check_every` steps.
-            longest_interval=ceil(trigger.max_steps / trigger.check_every) * trigger.check_every
-            if self.triggered
-            else None,
+            check_every=trigger.check_every if self.triggered else None,
         )
 
     @model_validator(mode="after")
@@ -334,8 +335,12 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _trigger_fits(self) -> "RunConfig":
         if self.triggered:
-            every = {"trigger.check_every": self.trigger.check_every, "schedule.epoch_steps": self.schedule.epoch_steps}
-            _cycle_divides(self.cycle_steps, **every)
+            every, longest = self.trigger.check_every, self.trigger.longest_interval
+            if self.cycle_steps % every or self.cycle_steps < longest:
+                raise ValueError(
+                    f"schedule.cycle_steps ({self.cycle_steps}) must be a multiple of trigger.check_every ({every}) "
+                    f"and {longest} or more, so that the model is trained in each cycle; leave it out or take {longest}"
+                )
         elif self.schedule.model_update == "triggered":
             raise ValueError("schedule.model_update is triggered, but model is null; leave one of the two out")
         return self
@@ -360,7 +365,7 @@ class Experiment(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = key("Run seeds.", "integers", OURS, min_length=1)
     steps: Steps | dict[Name, Steps] = key("On-policy real steps of each run, for all tasks or by task.", "steps", OURS)
     scale: float = key(
-        "Share of the steps and of the seeds that is run, rounded up to whole epochs and seeds.",
+        "Share of the steps and of the seeds that is run, rounded up to whole epochs, cycles and seeds.",
         "1",
         OURS,
         1,
@@ -380,11 +385,12 @@ class Experiment(Section):
                 raise ValueError(f"steps has no entry for the task {missing[0]}")
         return self
 
-    def steps_of(self, task: str, epoch_steps: int) -> int:
-        """On-policy steps of a run of `task`, whose epochs are `epoch_steps` long."""
+    def steps_of(self, task: str, epoch_steps: int, cycle_steps: int) -> int:
+        """On-policy steps of a run of `task`: where they are scaled, whole epochs and cycles, which are so long."""
         steps = self.steps[task] if isinstance(self.steps, dict) else self.steps
-        epochs = ceil(round(steps * self.scale / epoch_steps, 6))  # rounded, so that 300 · 0.07 is 21
-        return min(steps, epochs * epoch_steps)
+        whole = lcm(epoch_steps, cycle_steps)
+        count = ceil(round(steps * self.scale / whole, 6))  # rounded, so that 300 · 0.07 is 21
+        return min(steps, count * whole)
 
     @property
     def scaled_seeds(self) -> list[int]:

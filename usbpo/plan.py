@@ -45,8 +45,12 @@ class Run:
         return template.format(task=self.task, method=self.method, seed=self.seed, cycle=digits, block=digits)
 
     def fine_tunes(self, cycle: int) -> bool:
-        """Whether `cycle` has a phase 2: not the first model, for which there is no D_model yet."""
-        return self.config.phase2 is not None and cycle > 1 and self.schedule.has_model_stages(cycle)
+        """Whether `cycle` has a phase 2: not the first model, for which there is no D_model yet.
+
+        Where a trigger decides, the first cycle may have had time for a second model, so it always leaves one.
+        """
+        has = self.config.phase2 is not None and self.schedule.has_model_stages(cycle)
+        return has and (cycle > 1 or self.schedule.triggered)
 
     def real_data(self, cycle: int) -> list[str]:
         """D_env at the end of `cycle`: blocks, then shards."""
@@ -58,7 +62,7 @@ class Run:
         return [self.path(layout.SHARD, n) for n in shards_of_block(block)]
 
     def models(self, cycle: int) -> list[str]:
-        """The files of which the last that holds a model has the one in force at the end of `cycle`."""
+        """The model in force at the end of `cycle`; none before the first."""
         cycles = self.schedule.model_cycles(cycle)
         return [self.path(layout.MODEL if self.fine_tunes(c) else layout.MODEL_MLE, c) for c in cycles]
 
@@ -84,13 +88,13 @@ class Run:
         """M1 of `cycle`, as `models`; none before the first model."""
         return self.models(cycle - 1)
 
-    def trigger(self, cycle: int) -> list[str]:
-        """The trigger's state at the end of `cycle`; none for a model that is updated regularly."""
-        return [self.path(layout.TRIGGER, cycle)] if cycle and self.schedule.triggered else []
-
     def previous_trigger(self, cycle: int) -> list[str]:
         """The trigger's state that `cycle` goes on with; none in the first cycle."""
-        return self.trigger(cycle - 1)
+        return [self.path(layout.TRIGGER, cycle - 1)] if cycle > 1 else []
+
+    def real_data_before(self, cycle: int) -> list[str]:
+        """D_env when `cycle` begins."""
+        return self.real_data(cycle - 1)
 
     def previous_policy(self, cycle: int) -> list[str]:
         """The policy with which `cycle` collects and rolls out; none for the random steps."""
@@ -117,9 +121,23 @@ class Run:
         """Parameters of `initialise`."""
         return as_options(self.config.policy, only={"hidden_layers", "hidden_size"})
 
-    def trigger_options(self) -> str:
-        """Parameters of `trigger`."""
-        return f"--steps {self.schedule.cycle_steps} {as_options(self.config.trigger)}"
+    def triggered_options(self, cycle: int) -> str:
+        """Parameters of `triggered`: those of its checks, and of the stages that it stands for as JSON by section."""
+        config = self.config
+        lengths = " ".join(str(length) for length in self.schedule.rollout_steps_at_checks(cycle))
+        sections = {
+            **{"trigger": config.trigger, "model": config.model, "phase1": config.phase1, "phase2": config.phase2},
+            **{"rollout": config.rollout, "policy": config.policy},
+        }
+        given = (
+            f"--{name} {shlex.quote(json.dumps(section.model_dump(), sort_keys=True)) if section else ''}".rstrip()
+            for name, section in sections.items()
+        )
+        return (
+            f"{self._environment()} --episodes {config.environment.episodes} "
+            f"--termination {shlex.quote(config.environment.termination)} --steps {self.schedule.cycle_steps} "
+            f"--lengths {lengths} --retained-updates {self.schedule.retained_updates} {' '.join(given)}"
+        )
 
     def phase1_options(self) -> str:
         """Parameters of `phase1`."""
@@ -190,14 +208,14 @@ class Run:
     def files(self, cycles: int) -> RunFiles:
         """What the results need to know of this run's files, when it has so many cycles."""
         schedule = self.schedule
-        every = schedule.model_train_freq // schedule.cycle_steps
+        every = 1 if schedule.triggered else schedule.model_train_freq // schedule.cycle_steps
         return RunFiles(
             task=self.task,
             method=self.method,
             seed=self.seed,
             cycles=cycles,
             cycle_steps=schedule.cycle_steps,
-            model_every=0 if not schedule.has_model else 1 if schedule.triggered else every,
+            model_every=0 if not schedule.has_model else every,
             evaluate_every=schedule.evaluate_every,
             phase2=self.config.phase2 is not None,
             triggered=schedule.triggered,
@@ -206,11 +224,9 @@ class Run:
 
     def jobs(self, cycle: int) -> dict[str, list[str]]:
         """The stages of `cycle`, each with what it leaves behind."""
-        templates: dict[str, list[str]] = {"collect": [layout.SHARD]}
+        templates = {"collect": [layout.SHARD]}
         if cycle == 0:
             templates["initialise"] = [layout.POLICY]
-        if cycle and self.schedule.triggered:
-            templates["trigger"] = [layout.TRIGGER]
         if self.schedule.has_model_stages(cycle):
             templates["phase1"] = [layout.MODEL_MLE, layout.PHASE1_METRICS]
         if self.fine_tunes(cycle):
@@ -219,6 +235,8 @@ class Run:
             templates["rollout"] = [layout.ROLLOUTS, layout.ROLLOUT_METRICS]
         if cycle:
             templates["policy"] = [layout.POLICY, layout.POLICY_METRICS]
+        if cycle and self.schedule.triggered:
+            templates = {"triggered": [layout.TRIGGER, *(path for of_stage in templates.values() for path in of_stage)]}
         if self.measures_theory(cycle):
             templates["theory"] = [layout.THEORY_ROWS, layout.THEORY_METRICS]
         if self.schedule.evaluates(cycle):
@@ -260,12 +278,12 @@ class Plan:
         return Run(task, method, seed, load_run(task, method, self.folders))
 
     def _cycles(self, run: Run, source: str) -> int:
-        steps = self.experiment.steps_of(run.task, run.schedule.epoch_steps)
         cycle_steps = run.schedule.cycle_steps
+        steps = self.experiment.steps_of(run.task, run.schedule.epoch_steps, cycle_steps)
         if steps % cycle_steps:
             raise UsbpoError(
                 f"{source}: steps ({steps}) must be a multiple of the {cycle_steps} steps of a cycle of "
-                f"{run.task}; take {max(steps // cycle_steps, 1) * cycle_steps}."
+                f"{run.task} with {run.method}; take {max(steps // cycle_steps, 1) * cycle_steps}."
             )
         return run.schedule.cycles(steps)
 

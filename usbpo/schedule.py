@@ -5,7 +5,7 @@ run changes nothing of what is there already.
 """
 
 from dataclasses import dataclass
-from math import ceil, floor
+from math import floor
 
 BLOCK_SHARDS = 25
 """Shards of real data that are gathered into one block file (`docs/design.md`)."""
@@ -43,8 +43,8 @@ class Schedule:
     evaluate_every: int
     """On-policy steps between two evaluations"""
     has_model: bool = True
-    longest_interval: int | None = None
-    """For an event-triggered model: most steps between two model updates. The other models are updated regularly."""
+    check_every: int | None = None
+    """Where a trigger decides within each cycle when the model is updated: the steps between two of its checks."""
 
     def cycles(self, steps: int) -> int:
         """Number of cycles in `steps` on-policy steps."""
@@ -56,8 +56,8 @@ class Schedule:
 
     @property
     def triggered(self) -> bool:
-        """Whether a trigger decides, in every cycle, if the model is updated."""
-        return self.has_model and self.longest_interval is not None
+        """Whether a trigger decides, within each cycle, when the model is updated."""
+        return self.has_model and self.check_every is not None
 
     def evaluates(self, cycle: int) -> bool:
         """Whether the policy is evaluated at the end of `cycle`."""
@@ -70,21 +70,20 @@ class Schedule:
     def has_model_stages(self, cycle: int) -> bool:
         """Whether `cycle` has the stages of the model.
 
-        The first cycle does, then one in every `model_train_freq` steps. A triggered model has them in every cycle;
-        where the trigger does not fire they leave files that say so.
+        The first cycle does, then one in every `model_train_freq` steps; each, where a trigger decides.
         """
         if not self.has_model or cycle < 1:
             return False
-        return self.triggered or (cycle - 1) % self._cycles_between_updates == 0
+        return (cycle - 1) % self._cycles_between_updates == 0
 
     def model_cycles(self, cycle: int) -> list[int]:
-        """The cycles of which the last that trained the model left the one in force at the end of `cycle`."""
+        """The cycle whose model is in force at the end of `cycle`; none before the first model."""
         return self._last_with_model_stages(cycle, 1)
 
     def rollout_cycles(self, cycle: int) -> list[int]:
         """The cycles whose rollouts are D_model once `cycle` has rolled out: those of the last retained epochs.
 
-        Of a triggered model, which may not have rolled out in each of them, it is the last `retained_updates` that did.
+        Where a trigger decides, each cycle has rolled out once or more, and D_model is the last `retained_updates`.
         """
         return self._last_with_model_stages(cycle, self.retained_updates)
 
@@ -95,8 +94,8 @@ class Schedule:
 
     @property
     def _cycles_between_updates(self) -> int:
-        """The fixed number of cycles from one model update to the next; the largest, where a trigger decides."""
-        return ceil((self.longest_interval or self.model_train_freq) / self.cycle_steps)
+        """The number of cycles from one with model stages to the next."""
+        return 1 if self.triggered else self.model_train_freq // self.cycle_steps
 
     def _last_with_model_stages(self, cycle: int, updates: int) -> list[int]:
         """Cycles with model stages that certainly hold the last `updates` model updates up to `cycle`."""
@@ -104,8 +103,14 @@ class Schedule:
         return [c for c in range(first, cycle + 1) if self.has_model_stages(c)]
 
     def rollout_steps(self, cycle: int) -> int:
-        """Length of the model rollouts made in `cycle`."""
+        """Length of the model rollouts made in `cycle`, at its end."""
         return self.rollout_length.at(self.epoch(cycle))
+
+    def rollout_steps_at_checks(self, cycle: int) -> list[int]:
+        """Length of the model rollouts made at each check of `cycle`, where a trigger decides."""
+        every = self.check_every or self.cycle_steps
+        seen = range((cycle - 1) * self.cycle_steps + every, cycle * self.cycle_steps + 1, every)
+        return [self.rollout_length.at(steps // self.epoch_steps) for steps in seen]
 
 
 def evaluates(cycle: int, cycle_steps: int, every: int) -> bool:

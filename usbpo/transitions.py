@@ -18,6 +18,8 @@ KIND = "transitions"
 """Real transitions, shards and blocks."""
 ROLLOUTS = "rollouts"
 """Transitions of the model."""
+UPDATES = "rows_by_update"
+"""How many rows each model update made, in a file with the rollouts of several."""
 CHUNK_ROWS = 4096
 
 
@@ -105,10 +107,20 @@ def opened(path: Path, kind: str) -> Iterator[tuple[h5py.File, Header]]:
 
 
 def write(
-    path: Path, header: Header, transitions: Transitions, collector: Mapping[str, NDArray[Any]] | None = None
+    path: Path,
+    header: Header,
+    transitions: Transitions,
+    collector: Mapping[str, NDArray[Any]] | None = None,
+    updates: Sequence[int] = (),
 ) -> None:
-    """Write transitions, with the collector's state at their end where there is one."""
+    """Write transitions, with the collector's state at their end where there is one.
+
+    Args:
+        updates: of rollouts after several model updates, the rows that each of them made, oldest first.
+    """
     with create(path, header) as file:
+        if updates:
+            put(file, UPDATES, np.array(updates, dtype=np.int64))
         for name in fields(Transitions):
             put(file, name.name, getattr(transitions, name.name))
         if collector is not None:
@@ -153,36 +165,30 @@ def read_all(paths: Sequence[Path], kind: str = KIND) -> tuple[Header, Transitio
 
 
 def read_rollouts(paths: Sequence[Path], updates: int | None = None) -> tuple[Header, Transitions]:
-    """Read D_model: the rollouts of several cycles, or of the last `updates` of them that have any.
+    """Read D_model: the rollouts of several files, or of the last `updates` model updates among them.
 
     Raises:
         UsbpoError: as `read_all`, or there is no row.
     """
+    rows = None
     if updates is not None:
-        paths = [path for path in paths if _rows(path)][-updates:]
+        by_update = [(path, count) for path in paths for count in _rows_by_update(path)][-updates:]
+        kept = {path for path, _ in by_update}
+        paths, rows = [path for path in paths if path in kept], sum(count for _, count in by_update)
     header, made = read_all(paths, ROLLOUTS)
     if not len(made):
         raise UsbpoError(f"{paths[-1]}: it holds no model rollout; delete it and run again.")
-    return header, made
+    return header, made if rows is None else made.rows(slice(len(made) - rows, None))
 
 
-def _rows(path: Path) -> int:
-    """The number of rollout transitions in a file."""
+def _rows_by_update(path: Path) -> list[int]:
+    """The rows of each model update in a file of rollouts."""
     with opened(path, ROLLOUTS) as (file, _):
-        return len(file["rewards"])
-
-
-def no_transitions(obs_dim: int, act_dim: int) -> Transitions:
-    """A batch without rows: the rollouts of a cycle that left the model unchanged."""
-    return Transitions(
-        observations=np.empty((0, obs_dim), np.float32),
-        actions=np.empty((0, act_dim), np.float32),
-        rewards=np.empty(0, np.float32),
-        next_observations=np.empty((0, obs_dim), np.float32),
-        terminations=np.empty(0, np.bool_),
-        truncations=np.empty(0, np.bool_),
-        episodes=np.empty(0, np.int64),
-    )
+        rows = len(file["rewards"])
+        counts = [int(count) for count in file[UPDATES][()]] if UPDATES in file else [rows]
+    if sum(counts) != rows or min(counts) < 0:
+        raise UsbpoError(f"{path}: its {UPDATES} do not add up to its {rows} rows; delete it and run again.")
+    return counts
 
 
 def read_collector(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:

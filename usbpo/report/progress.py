@@ -141,7 +141,7 @@ class Progress:
         if done is not None and done >= cycle:
             track.status = replace(track.status, cycle=cycle - 1 if cycle else None)
             self._count_steps(track)
-        if track.cycle_began is None and rule == "collect" and cycle:
+        if track.cycle_began is None and rule in ("collect", "triggered") and cycle:
             track.cycle_began = now
             if self._first_cycle_began is None:
                 self._first_cycle_began = now  # what came before, as random steps, says nothing of the pace
@@ -153,7 +153,7 @@ class Progress:
             return None
         track = self._track(job.run)
         track.jobs.pop(jobid, None)
-        if job.rule in ("policy", "initialise") and job.cycle is not None:
+        if job.rule in ("policy", "triggered", "initialise") and job.cycle is not None:
             track.status = replace(track.status, cycle=job.cycle)
             self._count_steps(track)
             if track.cycle_began is not None:

@@ -78,19 +78,27 @@ class Phase2(Metrics):
     stopped: str
 
 
-class Trigger(Metrics):
-    """trigger.json"""
+class Check(BaseModel):
+    """What a trigger found at a check."""
 
+    model_config = Metrics.model_config
+
+    on_policy_steps: int
     fired: bool
     reason: str | None
     estimate: float
     """S, before it begins anew where the trigger fired"""
     mean_error: float
-    volume: float | None
-    """null between two checks"""
+    volume: float
     steps: int
     """Since the last training"""
     threshold: float
+
+
+class Trigger(Metrics):
+    """trigger.json"""
+
+    checks: list[Check] = Field(min_length=1)
 
 
 class Terms(BaseModel):
@@ -203,8 +211,8 @@ class Run:
 
     files: RunFiles
     evaluations: list[Evaluation]
-    trigger: list[Trigger]
-    """Every cycle of a triggered model"""
+    checks: list[Check]
+    """Every check of the trigger, where there is one"""
     phase1: list[Phase1]
     phase2: list[Phase2]
     policy: list[Policy]
@@ -247,16 +255,14 @@ def read_run(files: RunFiles, root: Path) -> Run:
     Raises:
         UsbpoError: a file is missing, damaged, or of another run; the sentence names it.
     """
-    checks = files.model_updates() if files.triggered else []
-    trigger = [_metrics(Trigger, TRIGGER, files, cycle, root) for cycle in checks]
-    held_back = {metrics.cycle for metrics in trigger if not metrics.fired}
-    measured = [cycle for cycle in files.measurements() if cycle not in held_back]
+    checked = files.model_updates() if files.triggered else []
+    measured = files.measurements()
     return Run(
         files,
         [read_evaluation(files, cycle, root) for cycle in files.evaluations()],
-        trigger,
-        [_metrics(Phase1, PHASE1_METRICS, files, c, root) for c in files.model_updates() if c not in held_back],
-        [_metrics(Phase2, PHASE2_METRICS, files, c, root) for c in files.fine_tunings() if c not in held_back],
+        [check for cycle in checked for check in _metrics(Trigger, TRIGGER, files, cycle, root).checks],
+        [_metrics(Phase1, PHASE1_METRICS, files, cycle, root) for cycle in files.model_updates()],
+        [_metrics(Phase2, PHASE2_METRICS, files, cycle, root) for cycle in files.fine_tunings()],
         [_metrics(Policy, POLICY_METRICS, files, cycle, root) for cycle in files.policy_updates()],
         [_metrics(Theory, THEORY_METRICS, files, cycle, root) for cycle in measured],
         read_rows(files, measured[-1], root) if measured else None,

@@ -55,7 +55,7 @@ class RunFiles:
     phase2: bool = False
     """Whether the method fine-tunes the model; the first model update never does."""
     triggered: bool = False
-    """Whether a trigger decides which of the cycles named by `model_every` update the model."""
+    """Whether a trigger decides when, within a cycle, the model is updated."""
     theory: bool = False
     """Whether shift, bias and bounds are measured after each model update."""
 
@@ -110,7 +110,7 @@ class RunFiles:
         return list(range(1, self.cycles + 1))
 
     def model_updates(self) -> list[int]:
-        """The cycles that run phase 1 (of a triggered model: at most)."""
+        """The cycles that run phase 1; where a trigger decides, those whose last training is kept."""
         return list(range(1, self.cycles + 1, self.model_every)) if self.model_every else []
 
     def fine_tunings(self) -> list[int]:

@@ -35,7 +35,7 @@ RECENT_CYCLES = 10
 STAGES: dict[str, tuple[str, ...]] = {
     "initialise": (layout.POLICY,),
     "collect": (layout.SHARD,),
-    "trigger": (layout.TRIGGER,),
+    "triggered": (layout.TRIGGER,),
     "phase1": (layout.MODEL_MLE, layout.PHASE1_METRICS),
     "phase2": (layout.MODEL, layout.PHASE2_METRICS),
     "rollout": (layout.ROLLOUTS, layout.ROLLOUT_METRICS),

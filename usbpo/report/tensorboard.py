@@ -126,6 +126,9 @@ def read_events(run: NamedRun, cycles: int | None = None) -> Events:
         for template, scalars_of in METRICS.items():
             if (metrics := _metrics(run, template, cycle)) is not None:
                 add(cycle * length, _tried(scalars_of, metrics, run.path(template, cycle)))
+        if (metrics := _metrics(run, layout.TRIGGER, cycle)) is not None:
+            for step, scalars in _tried(_trigger, metrics, run.path(layout.TRIGGER, cycle)):
+                add(step, scalars)
         if (metrics := _metrics(run, layout.POLICY_METRICS, cycle)) is not None:
             for step, scalars in _tried(_policy, metrics, run.path(layout.POLICY_METRICS, cycle), length):
                 add((cycle - 1) * length + step, scalars)
@@ -226,9 +229,13 @@ def _rollout(metrics: Mapping[str, Any]) -> Scalars:
     return {f"model_rollout/{name}": _number(metrics[name]) for name in names}
 
 
-def _trigger(metrics: Mapping[str, Any]) -> Scalars:
+def _trigger(metrics: Mapping[str, Any]) -> list[tuple[int, Scalars]]:
+    """The checks of a cycle, each with its on-policy steps."""
     names = ("fired", "estimate", "threshold", "mean_error", "volume", "steps")
-    return {f"trigger/{name}": _number(metrics[name]) for name in names}
+    return [
+        (int(check["on_policy_steps"]), {f"trigger/{name}": _number(check[name]) for name in names})
+        for check in metrics["checks"]
+    ]
 
 
 def _theory(metrics: Mapping[str, Any]) -> Scalars:
@@ -250,7 +257,6 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], Scalars]] = {
     layout.PHASE1_METRICS: _phase1,
     layout.PHASE2_METRICS: _phase2,
     layout.ROLLOUT_METRICS: _rollout,
-    layout.TRIGGER: _trigger,
     THEORY: _theory,
 }
 """What is read at the end of a cycle, where it is there."""
@@ -284,7 +290,7 @@ def _number(value: Any) -> float | None:
 
 
 def _metrics(run: NamedRun, template: str, cycle: int) -> Mapping[str, Any] | None:
-    """A stage's metrics; None where the file is not there, or says that a trigger held the stage back."""
+    """A stage's metrics; None where the file is not there, or says that there was nothing to fine-tune yet."""
     path = run.path(template, cycle)
     if not path.is_file():
         return None
@@ -292,7 +298,7 @@ def _metrics(run: NamedRun, template: str, cycle: int) -> Mapping[str, Any] | No
     if not isinstance(content, dict):
         raise UsbpoError(f"{path}: these are no metrics of a stage; delete the file and run again.")
     _belongs(path, run, cycle, content)
-    return None if content.get("trained") is False else content
+    return None if content.get("fine_tuned") is False else content
 
 
 def _tried(scalars_of: Callable[..., Any], metrics: Mapping[str, Any], path: Path, *more: Any) -> Any:

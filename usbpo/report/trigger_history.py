@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from usbpo.report import drawing
 from usbpo.report.drawing import Array, Look
-from usbpo.report.records import Run, grouped, methods_of, on_policy_steps
+from usbpo.report.records import Run, grouped, methods_of
 from usbpo.report.tables import Cell, Table
 
 
@@ -17,7 +17,7 @@ def figure(runs: Sequence[Run]) -> Figure:
 
     Bold is the first seed, thin are the others; S, which begins anew at each training, is that of the first seed alone.
     """
-    triggered = [run for run in runs if run.trigger]
+    triggered = [run for run in runs if run.checks]
     if not triggered:
         return drawing.message("No method of this experiment has a trigger.")
     style, groups = drawing.looks(methods_of(runs)), grouped(triggered)
@@ -51,17 +51,17 @@ def figure(runs: Sequence[Run]) -> Figure:
 
 
 def table(runs: Iterable[Run]) -> Table:
-    """`trigger_history.csv`: one row for every cycle of every triggered model."""
-    quantities = ("estimate", "threshold", "volume", "mean_error", "steps", "fired", "reason")
+    """`trigger_history.csv`: one row for every check of every trigger."""
+    quantities = ("on_policy_steps", "estimate", "threshold", "volume", "mean_error", "steps", "fired", "reason")
     rows: list[tuple[Cell, ...]] = [
         (
-            *(run.files.task, run.files.method, run.files.seed, check.cycle, run.files.steps(check.cycle)),
+            *(run.files.task, run.files.method, run.files.seed),
             *(getattr(check, name) for name in quantities),
         )
         for run in runs
-        for check in run.trigger
+        for check in run.checks
     ]
-    return Table(("task", "method", "seed", "cycle", "on_policy_steps", *quantities), rows)
+    return Table(("task", "method", "seed", *quantities), rows)
 
 
 def _estimate(axes: Axes, run: Run, look: Look) -> None:
@@ -77,7 +77,7 @@ def _estimate(axes: Axes, run: Run, look: Look) -> None:
             x += [step, step]
             y += [np.nan, 0.0]
     axes.plot(x, y, color=look.colour, linewidth=1.6)
-    for threshold in sorted({check.threshold for check in run.trigger}):
+    for threshold in sorted({check.threshold for check in run.checks}):
         axes.axhline(threshold, color=drawing.INK, linewidth=1.2, linestyle=(0, (1, 2)))
     axes.plot(fired, np.zeros(len(fired)), color=look.colour, linestyle="none", marker="|", markersize=12)
 
@@ -96,12 +96,11 @@ def _line(axes: Axes, x: Array, y: Array, look: Look, *, bold: bool, dots: bool 
 
 
 def _checks(run: Run, name: str) -> tuple[Array, Array]:
-    """On-policy steps (checks,) and one quantity (checks,) of the cycles that have it."""
-    having = [check for check in run.trigger if getattr(check, name) is not None]
-    values = np.array([float(getattr(check, name)) for check in having])
-    return on_policy_steps(run, [check.cycle for check in having]), values
+    """On-policy steps (checks,) and one quantity (checks,) of all checks."""
+    steps = np.array([float(check.on_policy_steps) for check in run.checks])
+    return steps, np.array([float(getattr(check, name)) for check in run.checks])
 
 
 def _fired(run: Run) -> Array:
     """On-policy steps (trainings,) at which the model was trained."""
-    return on_policy_steps(run, [check.cycle for check in run.trigger if check.fired])
+    return np.array([float(check.on_policy_steps) for check in run.checks if check.fired])

@@ -67,8 +67,8 @@ class Collector:
         self.episode = int(state["episode"].item())
         self.generator = unpack_generator(state["action_generator"])
 
-    def collect(self, steps: int, actor: Actor) -> Transitions:
-        """Take `steps` real steps; where episodes end with the cycle, the last one is cut there."""
+    def collect(self, steps: int, actor: Actor, *, cycle_ends: bool = True) -> Transitions:
+        """Take `steps` real steps; where episodes end with the cycle and it ends here, the last one is cut."""
         sim = self.simulator
         batch = Transitions(
             observations=np.empty((steps, sim.obs_dim), np.float32),
@@ -85,7 +85,7 @@ class Collector:
             step = sim.step(batch.actions[row])
             batch.rewards[row] = step.reward
             batch.next_observations[row] = step.observation
-            cut = self.ends_with_cycle and row == steps - 1 and not step.terminated
+            cut = cycle_ends and self.ends_with_cycle and row == steps - 1 and not step.terminated
             batch.terminations[row], batch.truncations[row] = step.terminated, step.truncated or cut
             batch.episodes[row] = self.episode
             self.observation = step.observation
@@ -109,6 +109,18 @@ def check_finite(batch: Transitions, environment: str) -> None:
                 f"environment {environment!r} gave {name} with NaN, infinity or what single precision cannot hold in "
                 f"step {faulty[0]} of this shard; mend it, and try it with usbpo check-task."
             )
+
+
+def check_episodes(episodes: str, simulator: Simulator) -> None:
+    """Check what shall become of an episode at the end of a cycle.
+
+    Raises:
+        UsbpoError: no such way, or the episode cannot go on.
+    """
+    if episodes not in (CONTINUE, END_WITH_CYCLE):
+        raise UsbpoError(f"--episodes must be {CONTINUE} or {END_WITH_CYCLE}, but is {episodes!r}; mend the value.")
+    if episodes == CONTINUE:
+        simulator.require_restorable()
 
 
 def random_actor(act_dim: int) -> Actor:
@@ -164,11 +176,8 @@ def collect(
     header = Header(transitions.KIND, task, seed, cycle, parameters)
     if cycle > 0 and policy is None:
         raise UsbpoError(f"cycle {cycle} collects with a policy, but none is given; add --policy FILE.")
-    if episodes not in (CONTINUE, END_WITH_CYCLE):
-        raise UsbpoError(f"--episodes must be {CONTINUE} or {END_WITH_CYCLE}, but is {episodes!r}; mend the value.")
     simulator = Simulator(environment, read_arguments(environment_arguments))
-    if episodes == CONTINUE:
-        simulator.require_restorable()
+    check_episodes(episodes, simulator)
     actor = random_actor(simulator.act_dim)
     if policy is not None:
         policy_header, agent = sac.load(policy)

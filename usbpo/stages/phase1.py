@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from usbpo import transitions
-from usbpo.checkpoints import check_architecture, last_changed, write_unchanged
+from usbpo.checkpoints import check_architecture
 from usbpo.ensemble import (
     KIND,
     Architecture,
@@ -27,7 +27,6 @@ from usbpo.header import Header, parameters_of
 from usbpo.optimizer import Adam, copied, trainable
 from usbpo.seeding import torch_generator
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
-from usbpo.stages.verdict import leave_unchanged, task_held_back
 
 
 @dataclass
@@ -132,12 +131,9 @@ def phase1(
     min_improvement: float,
     patience: int,
     max_epochs: int | None = None,
-    previous_models: list[Path] | None = None,
-    trigger: Path | None = None,
+    previous_model: Path | None = None,
 ) -> None:
     """Train M2 by maximum likelihood on all real data, starting from M1's weights and moments.
-
-    Where a trigger did not fire, the files written say that the model goes on unchanged.
 
     Args:
         data: blocks and shards of D_env, oldest first.
@@ -145,20 +141,15 @@ def phase1(
         metrics: JSON to write: epochs, hold-out errors by member, elites, the reason for stopping.
         seed: run seed.
         cycle: number of the cycle.
-        previous_models: model checkpoints of the last cycles, the last that holds a model is M1; none: a new ensemble.
-        trigger: the verdict of this cycle's trigger; without it the model is trained.
+        previous_model: M1; without it a new ensemble is trained.
 
     Raises:
         UsbpoError: an input is missing, damaged, of another run or architecture, or training diverges.
     """
     parameters = parameters_of(locals())
-    if task := task_held_back(trigger, seed, cycle):
-        header = Header(KIND, task, seed, cycle, parameters)
-        write_unchanged(output, header)
-        leave_unchanged(metrics, header)
-        return
     data_header, batch = transitions.read_all(data)
-    header = Header(KIND, data_header.task, seed, cycle, parameters)
+    # With the rows of D_env, by which the hold-out rows can be told again.
+    header = Header(KIND, data_header.task, seed, cycle, {**parameters, "rows": len(batch)})
     header.belongs(data[-1], data_header)
     if len(weight_decay) != hidden_layers + 1:
         raise UsbpoError(
@@ -167,10 +158,9 @@ def phase1(
     obs_dim, act_dim = batch.observations.shape[1], batch.actions.shape[1]
     architecture = Architecture(obs_dim, act_dim, members, elites, hidden_layers, hidden_size)
     generator = torch_generator(seed, cycle, "phase1")
-    if not previous_models:
+    if previous_model is None:
         ensemble = new_ensemble(architecture, torch_generator(seed, cycle, "new_ensemble"))
     else:
-        previous_model = last_changed(previous_models, KIND)
         previous_header, ensemble = load(previous_model)
         header.belongs(previous_model, previous_header)
         check_architecture(previous_model, "model", ensemble.architecture, architecture)
@@ -200,7 +190,6 @@ def phase1(
         metrics,
         {
             **header.identity,
-            "trained": True,
             "training_rows": len(training_rows),
             "holdout_rows": len(holdout_rows),
             "epochs": len(by_epoch),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from usbpo import transitions
-from usbpo.checkpoints import check_architecture, last_changed, write_unchanged
+from usbpo.checkpoints import check_architecture
 from usbpo.ensemble import KIND, Ensemble, choose_elites, holdout_mse, load, predict, predict_one_member
 from usbpo.errors import UsbpoError
 from usbpo.files import write_json
@@ -17,7 +17,6 @@ from usbpo.header import Header, parameters_of
 from usbpo.optimizer import Adam, copied, trainable
 from usbpo.seeding import torch_generator
 from usbpo.stages.model_data import model_data, split_holdout
-from usbpo.stages.verdict import leave_unchanged, task_held_back
 from usbpo.wasserstein import LOSSES, Objective
 
 
@@ -110,7 +109,7 @@ def phase2(
     data: list[Path],
     rollouts: list[Path],
     model_mle: Path,
-    previous_models: list[Path],
+    previous_model: Path,
     output: Path,
     metrics: Path,
     seed: int,
@@ -126,39 +125,29 @@ def phase2(
     loss: str,
     terms: str,
     retained_updates: int | None = None,
-    trigger: Path | None = None,
 ) -> None:
     """Fine-tune M2 so that it is close to M1 and its members agree, on the states that π1 visits in M1.
-
-    Where a trigger did not fire, the files written say that the model goes on unchanged.
 
     Args:
         data: blocks and shards of D_env, oldest first; its hold-out rows are those of phase 1.
         rollouts: D_model, the model rollouts of the previous cycles, which stand for d_M1^π1.
         model_mle: M2 as phase 1 left it.
-        previous_models: model checkpoints of the last cycles, the last that holds a model is M1.
+        previous_model: M1.
         output: model checkpoint to write.
         metrics: JSON to write: shift, bias and their sum before and after, steps, the reason for stopping.
         seed: run seed.
         cycle: number of the cycle.
-        retained_updates: how many of the files that hold rollouts are D_model, the last ones; without it all.
-        trigger: the verdict of this cycle's trigger; without it the model is fine-tuned.
+        retained_updates: of how many model updates the rollouts are D_model, the last ones; without it all.
 
     Raises:
         UsbpoError: an input is missing, damaged, of another run or architecture, or the objective is not finite.
     """
     parameters = parameters_of(locals())
-    if task := task_held_back(trigger, seed, cycle):
-        header = Header(KIND, task, seed, cycle, parameters)
-        write_unchanged(output, header)
-        leave_unchanged(metrics, header)
-        return
     data_header, real = transitions.read_all(data)
     header = Header(KIND, data_header.task, seed, cycle, parameters)
     header.belongs(data[-1], data_header)
     rollout_header, model_rows = transitions.read_rollouts(rollouts, retained_updates)
     header.belongs(rollouts[-1], rollout_header)
-    previous_model = last_changed(previous_models, KIND)
     (m1_header, m1), (m2_header, m2) = load(previous_model), load(model_mle)
     header.belongs(previous_model, m1_header)
     header.belongs(model_mle, m2_header)
@@ -214,7 +203,6 @@ def phase2(
         metrics,
         {
             **header.identity,
-            "trained": True,
             "model_rows": len(observations),
             "validation_rows": validation_rows,
             "before": before,

@@ -16,6 +16,8 @@ from usbpo.transitions import Transitions
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """Observations, actions, rewards, next observations, terminations."""
+Line = dict[str, float | None]
+"""The scalars of one update by name, with its number."""
 
 
 class Replay:
@@ -44,6 +46,35 @@ def draw_batch(real: Replay, model: Replay | None, rows: int, real_rows: int, ge
     mixed = zip(real.draw(real_rows, generator), model.draw(rows - real_rows, generator), strict=True)
     observations, actions, rewards, next_observations, terminations = (torch.cat(pair) for pair in mixed)
     return Batch(observations, actions, rewards, next_observations, terminations, real=real_rows)
+
+
+def learn(
+    learner: Learner,
+    real: Replay,
+    model: Replay | None,
+    updates: int,
+    generator: torch.Generator,
+    *,
+    batch_size: int,
+    real_ratio: float,
+    report_every: int,
+) -> list[Line]:
+    """Take soft actor-critic updates.
+
+    Returns:
+        The scalars of the first update, of every `report_every`-th after it, and of the last.
+
+    Raises:
+        UsbpoError: a loss is not finite.
+    """
+    began, real_rows, history = learner.updates, int(batch_size * real_ratio), []
+    for update in range(updates):
+        batch = draw_batch(real, model, batch_size, real_rows, generator)
+        noise = torch.randn(2, batch_size, learner.architecture.act_dim, generator=generator)
+        seen = learner.update(batch, noise)
+        if update % report_every == 0 or update == updates - 1:
+            history.append({"update": began + update, **_described(seen)})
+    return history
 
 
 def policy(
@@ -78,7 +109,7 @@ def policy(
         updates: soft actor-critic updates to take.
         seed: run seed.
         cycle: number of the cycle.
-        retained_updates: how many of the files that hold rollouts are D_model, the last ones; without it all.
+        retained_updates: of how many model updates the rollouts are D_model, the last ones; without it all.
 
     Raises:
         UsbpoError: an input is missing, damaged, of another run or architecture, or training diverges.
@@ -98,29 +129,26 @@ def policy(
         header.belongs(rollouts[-1], rollout_header)
         model = Replay(made)
 
-    generator = torch_generator(seed, cycle, "policy")
     learner = Learner(
         agent, learning_rate=learning_rate, discount=discount, polyak=polyak, target_entropy=target_entropy
     )
-    replay, real_rows = Replay(real), int(batch_size * real_ratio)
-    history = []
-    for update in range(updates):
-        batch = draw_batch(replay, model, batch_size, real_rows, generator)
-        noise = torch.randn(2, batch_size, act_dim, generator=generator)
-        seen = learner.update(batch, noise)
-        if update % report_every == 0 or update == updates - 1:
-            history.append({"update": agent.updates + update, **_described(seen)})
-    learned = learner.agent()
-    learned.save(output, header)
-    write_json(
-        metrics,
-        {
-            **header.identity,
-            "updates": updates,
-            "target_entropy": target_entropy,
-            "history": history,
-        },
+    history = learn(
+        learner,
+        Replay(real),
+        model,
+        updates,
+        torch_generator(seed, cycle, "policy"),
+        batch_size=batch_size,
+        real_ratio=real_ratio,
+        report_every=report_every,
     )
+    learner.agent().save(output, header)
+    write_metrics(metrics, header, updates, target_entropy, history)
+
+
+def write_metrics(path: Path, header: Header, updates: int, target_entropy: float, history: list[Line]) -> None:
+    """Write the metrics of a cycle's policy updates, and print how they ended."""
+    write_json(path, {**header.identity, "updates": updates, "target_entropy": target_entropy, "history": history})
     last = history[-1]
     print(f"{updates} updates, entropy {last['entropy']:.3g}, temperature {last['temperature']:.3g}")
 

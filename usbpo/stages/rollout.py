@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from usbpo import sac, transitions
-from usbpo.checkpoints import last_changed
-from usbpo.ensemble import KIND, Ensemble, load, predict_one_member
+from usbpo.ensemble import Ensemble, load, predict_one_member
 from usbpo.errors import UsbpoError
 from usbpo.files import write_json
 from usbpo.header import Header, parameters_of
 from usbpo.optimizer import Params
 from usbpo.seeding import torch_generator
-from usbpo.stages.verdict import leave_unchanged, task_held_back
 from usbpo.terminations import Termination, find
 from usbpo.transitions import Transitions
 
@@ -77,7 +75,7 @@ def roll_out(
 def rollout(
     *,
     data: list[Path],
-    models: list[Path],
+    model: Path,
     policy: Path,
     output: Path,
     metrics: Path,
@@ -86,13 +84,12 @@ def rollout(
     batch_size: int,
     seed: int,
     cycle: int,
-    trigger: Path | None = None,
 ) -> None:
-    """Make this cycle's model rollouts; none where a trigger decided that the model goes on unchanged.
+    """Make this cycle's model rollouts.
 
     Args:
         data: blocks and shards of D_env, oldest first, among whose states the starts are drawn.
-        models: model checkpoints of the last cycles; the last that holds a model is in force.
+        model: model checkpoint.
         policy: policy checkpoint.
         output: rollouts to write.
         metrics: JSON to write.
@@ -101,23 +98,15 @@ def rollout(
         batch_size: start states.
         seed: run seed.
         cycle: number of the cycle.
-        trigger: the verdict of this cycle's trigger; without it the model rolls out.
 
     Raises:
         UsbpoError: an input is missing, damaged or of another run, or the model predicts what is not finite.
     """
     parameters = parameters_of(locals())
     terminates = find(termination)
-    if task := task_held_back(trigger, seed, cycle):
-        header = Header(transitions.ROLLOUTS, task, seed, cycle, parameters)
-        sizes = sac.load(policy)[1].architecture
-        transitions.write(output, header, transitions.no_transitions(sizes.obs_dim, sizes.act_dim))
-        leave_unchanged(metrics, header)
-        return
     data_header, real = transitions.read_all(data)
     header = Header(transitions.ROLLOUTS, data_header.task, seed, cycle, parameters)
     header.belongs(data[-1], data_header)
-    model = last_changed(models, KIND)
     (model_header, ensemble), (policy_header, agent) = load(model), sac.load(policy)
     header.belongs(model, model_header)
     header.belongs(policy, policy_header)
@@ -131,7 +120,6 @@ def rollout(
         metrics,
         {
             **header.identity,
-            "trained": True,
             "length": length,
             "start_states": batch_size,
             "transitions": len(made),

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from usbpo import sac, terminations, transitions
-from usbpo.checkpoints import check_architecture, last_changed
-from usbpo.ensemble import KIND as MODEL
+from usbpo.checkpoints import check_architecture
 from usbpo.ensemble import Ensemble, load, predict, predict_one_member
 from usbpo.errors import UsbpoError
 from usbpo.files import write_json
@@ -22,7 +21,6 @@ from usbpo.reconstruction import Reconstruction, reconstruction
 from usbpo.seeding import torch_generator
 from usbpo.stages.model_data import split_holdout
 from usbpo.stages.rollout import roll_out
-from usbpo.stages.verdict import leave_unchanged, task_held_back
 from usbpo.tasks import Simulator, read_arguments
 from usbpo.terminations import Termination
 from usbpo.theory import bound_on_delta, bracket, rank_correlation, surrogate_bias, w2_to_point
@@ -219,14 +217,11 @@ def theory(
     discount: float,
     rollouts: list[Path] | None = None,
     model: Path | None = None,
-    previous_models: list[Path] | None = None,
+    previous_model: Path | None = None,
     retained_updates: int | None = None,
-    trigger: Path | None = None,
     environment_arguments: str = "{}",
 ) -> None:
     """Measure model shift, model bias and the bounds of a cycle before and after phase 2, against the simulator.
-
-    Where a trigger did not fire there is nothing to measure, and the files written say so.
 
     Args:
         data: blocks and shards of D_env, oldest first; its hold-out rows are those of phase 1.
@@ -241,9 +236,8 @@ def theory(
         cycle: number of the cycle.
         rollouts: D_model when phase 2 ran, the model rollouts of the previous cycles; none in the first cycle.
         model: M2 as phase 2 left it; none where there is no phase 2.
-        previous_models: model checkpoints of the last cycles, the last that holds a model is M1; none at first.
-        retained_updates: how many of the files that hold rollouts are D_model, the last ones; without it all.
-        trigger: the verdict of this cycle's trigger; without it the model was trained.
+        previous_model: M1; none at first.
+        retained_updates: of how many model updates the rollouts are D_model, the last ones; without it all.
         environment_arguments: keyword arguments of the environment, as JSON.
 
     Raises:
@@ -252,17 +246,12 @@ def theory(
     """
     parameters = parameters_of(locals())
     ends = terminations.find(termination)
-    if task := task_held_back(trigger, seed, cycle):
-        header = Header(KIND, task, seed, cycle, parameters)
-        _write_rows(output, header, {})
-        leave_unchanged(metrics, header)
-        return
     data_header, real = transitions.read_all(data)
     header = Header(KIND, data_header.task, seed, cycle, parameters)
     header.belongs(data[-1], data_header)
     after = _model(header, model or model_mle)
     before = _model(header, model_mle, like=after) if model else None
-    m1 = _model(header, last_changed(previous_models, MODEL), like=after) if previous_models else None
+    m1 = _model(header, previous_model, like=after) if previous_model else None
     agent1 = _agent(header, previous_policy, after)
     agent2 = _agent(header, policy, after)
     check_architecture(policy, "policy", agent2.architecture, agent1.architecture)
@@ -277,7 +266,7 @@ def theory(
 
     generator = torch_generator(seed, cycle, "theory")
     members = after.architecture.members
-    _, held_out = split_holdout(len(real), seed, cycle, holdout_ratio, holdout_limit)
+    held_out = _held_out(model_mle, holdout_ratio, holdout_limit)
     sets = {"holdout": real.rows(_some(held_out, rows, generator).numpy())}
     outcomes: dict[str, Array | None] = {"holdout": _outcomes(sets["holdout"])}
     if rollouts:
@@ -312,7 +301,6 @@ def theory(
         metrics,
         {
             **header.identity,
-            "trained": True,
             "discount": discount,
             **found,
             "reconstruction": reconstructed,
@@ -329,6 +317,16 @@ def _model(header: Header, path: Path, like: Ensemble | None = None) -> Ensemble
     if like is not None:
         check_architecture(path, "model", ensemble.architecture, like.architecture)
     return ensemble
+
+
+def _held_out(path: Path, ratio: float, limit: int) -> Tensor:
+    """The rows of D_env that phase 1 held out when it made a checkpoint, in mid-cycle where a trigger decided."""
+    header, _ = load(path)
+    try:
+        rows, training = int(header.parameters["rows"]), int(header.parameters.get("training", header.cycle))
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsbpoError(f"{path}: it does not say which rows it was trained on; delete it and run again.") from error
+    return split_holdout(rows, header.seed, training, ratio, limit)[1]
 
 
 def _agent(header: Header, path: Path, model: Ensemble) -> sac.Agent:

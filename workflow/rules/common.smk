@@ -1,6 +1,7 @@
 # Helpers of all rules: the experiment with its runs, input functions, parameters, and what happens around a run.
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def of_cycle(method):
 def of_run(method):
     """A parameter function that asks the run for something that is the same in every cycle."""
     return lambda wildcards: getattr(run_of(wildcards), method)()
+
+
+def methods_with_trigger(phase2):
+    """A pattern for the methods of the experiment whose model updates a trigger decides, with or without phase 2."""
+    runs = (run for run in PLAN.cycles if run.schedule.triggered and (run.config.phase2 is not None) == phase2)
+    names = sorted({re.escape(run.method) for run in runs})
+    return "|".join(names) or "(?!)"
 
 
 def shards_of_block(wildcards):

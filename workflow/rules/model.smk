@@ -1,37 +1,10 @@
-# The model: whether it is trained, maximum likelihood, fine-tuning, and the rollouts made with it.
-
-
-rule trigger:
-    input:
-        data=of_cycle("real_data"),
-        models=of_cycle("previous_models"),
-        previous=of_cycle("previous_trigger"),
-    output:
-        layout.TRIGGER,
-    log:
-        layout.LOG.replace("{stage}", "trigger"),
-    benchmark:
-        layout.BENCHMARK.replace("{stage}", "trigger")
-    conda:
-        "../envs/usbpo.yaml"
-    threads: 1
-    resources:
-        mem_mb=1000,
-    params:
-        options=of_run("trigger_options"),
-        code=code_of("trigger"),
-    message:
-        "trigger: whether to train the model of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
-    shell:
-        "usbpo trigger --data {input.data} --previous-models {input.models} --previous-trigger {input.previous} "
-        "--output {output} --seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"
+# The model: maximum likelihood, fine-tuning, and the rollouts made with it.
 
 
 rule phase1:
     input:
         data=of_cycle("real_data"),
         previous=of_cycle("previous_models"),
-        trigger=of_cycle("trigger"),
     output:
         model=layout.MODEL_MLE,
         metrics=layout.PHASE1_METRICS,
@@ -50,7 +23,7 @@ rule phase1:
     message:
         "phase1: maximum likelihood for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:
-        "usbpo phase1 --data {input.data} --previous-models {input.previous} --trigger {input.trigger} "
+        "usbpo phase1 --data {input.data} --previous-model {input.previous} "
         "--output {output.model} --metrics {output.metrics} --seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"
 
 
@@ -60,7 +33,6 @@ rule phase2:
         rollouts=of_cycle("model_data_before"),
         model_mle=of_cycle("model_to_fine_tune"),
         previous=of_cycle("previous_models"),
-        trigger=of_cycle("trigger"),
     output:
         model=layout.MODEL,
         metrics=layout.PHASE2_METRICS,
@@ -80,16 +52,15 @@ rule phase2:
         "phase2: fine-tuning for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:
         "usbpo phase2 --data {input.data} --rollouts {input.rollouts} --model-mle {input.model_mle} "
-        "--previous-models {input.previous} --trigger {input.trigger} --output {output.model} "
+        "--previous-model {input.previous} --output {output.model} "
         "--metrics {output.metrics} --seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"
 
 
 rule rollout:
     input:
         data=of_cycle("real_data"),
-        models=of_cycle("models"),
+        model=of_cycle("models"),
         policy=of_cycle("previous_policy"),
-        trigger=of_cycle("trigger"),
     output:
         rollouts=layout.ROLLOUTS,
         metrics=layout.ROLLOUT_METRICS,
@@ -109,5 +80,5 @@ rule rollout:
     message:
         "rollout: model rollouts for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:
-        "usbpo rollout --data {input.data} --models {input.models} --policy {input.policy} "
-        "--trigger {input.trigger} --output {output.rollouts} --metrics {output.metrics} --seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"
+        "usbpo rollout --data {input.data} --model {input.model} --policy {input.policy} "
+        "--output {output.rollouts} --metrics {output.metrics} --seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"

@@ -10,7 +10,6 @@ rule theory:
         previous=of_cycle("previous_models"),
         previous_policy=of_cycle("previous_policy"),
         policy=layout.POLICY,
-        trigger=of_cycle("trigger"),
     output:
         rows=layout.THEORY_ROWS,
         metrics=layout.THEORY_METRICS,
@@ -32,6 +31,6 @@ rule theory:
         "theory: shift, bias and bounds of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:
         "usbpo theory --data {input.data} --rollouts {input.rollouts} --model-mle {input.model_mle} "
-        "--model {input.model} --previous-models {input.previous} --previous-policy {input.previous_policy} "
-        "--policy {input.policy} --trigger {input.trigger} --output {output.rows} --metrics {output.metrics} "
+        "--model {input.model} --previous-model {input.previous} --previous-policy {input.previous_policy} "
+        "--policy {input.policy} --output {output.rows} --metrics {output.metrics} "
         "--seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"

@@ -1,0 +1,68 @@
+# A cycle of a model whose updates an event trigger decides (CMLO): the stages of the chain in one job.
+
+
+rule triggered:
+    input:
+        data=of_cycle("real_data_before"),
+        previous_shard=of_cycle("previous_shard"),
+        previous_policy=of_cycle("previous_policy"),
+        previous_model=of_cycle("previous_models"),
+        previous_trigger=of_cycle("previous_trigger"),
+        rollouts=of_cycle("model_data_before"),
+    output:
+        shard=layout.SHARD,
+        trigger=layout.TRIGGER,
+        model_mle=layout.MODEL_MLE,
+        phase1_metrics=layout.PHASE1_METRICS,
+        rollouts=layout.ROLLOUTS,
+        rollout_metrics=layout.ROLLOUT_METRICS,
+        policy=layout.POLICY,
+        policy_metrics=layout.POLICY_METRICS,
+    log:
+        layout.LOG.replace("{stage}", "triggered"),
+    benchmark:
+        layout.BENCHMARK.replace("{stage}", "triggered")
+    wildcard_constraints:
+        method=methods_with_trigger(phase2=False),
+        cycle="(?!00000)[0-9]{5}",
+    conda:
+        "../envs/usbpo.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+    params:
+        options=of_cycle("triggered_options"),
+        code=code_of("triggered"),
+        environment=of_run("environment_code"),
+        termination=of_run("termination_code"),
+        folder=subpath(output.trigger, parent=True),
+    message:
+        "triggered: {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
+    shell:
+        "usbpo triggered --data {input.data} --previous-shard {input.previous_shard} "
+        "--previous-policy {input.previous_policy} --previous-model {input.previous_model} "
+        "--previous-trigger {input.previous_trigger} --rollouts {input.rollouts} --output {output.shard} "
+        "--folder {params.folder} --task {wildcards.task} --seed {wildcards.seed} --cycle {wildcards.cycle} "
+        "{params.options} > {log} 2>&1"
+
+
+# The same where phase 2 follows.
+use rule triggered as triggered_fine_tuned with:
+    output:
+        shard=layout.SHARD,
+        trigger=layout.TRIGGER,
+        model_mle=layout.MODEL_MLE,
+        phase1_metrics=layout.PHASE1_METRICS,
+        model=layout.MODEL,
+        phase2_metrics=layout.PHASE2_METRICS,
+        rollouts=layout.ROLLOUTS,
+        rollout_metrics=layout.ROLLOUT_METRICS,
+        policy=layout.POLICY,
+        policy_metrics=layout.POLICY_METRICS,
+    wildcard_constraints:
+        method=methods_with_trigger(phase2=True),
+        cycle="(?!00000)[0-9]{5}",
+
+
+# These rules make the same files for other methods; the constraints above tell which.
+ruleorder: triggered_fine_tuned > triggered > collect > phase1 > phase2 > rollout > policy
