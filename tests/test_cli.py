@@ -65,6 +65,12 @@ def test_a_key_with_a_default_need_not_be_given_by_hand(capfd: pytest.CaptureFix
     assert re.search(r"--data .*\[required\]", said)
 
 
+def test_a_key_whose_default_follows_from_other_keys_must_be_given_by_hand(capfd: pytest.CaptureFixture[str]) -> None:
+    said = said_by(capfd, "theory", "--help")
+    assert re.search(r"--depth .*\[required\]", said), "null in the configuration: as deep as the task rolls out"
+    assert re.search(r"--rows .*\[default: 1024\]", said)
+
+
 def test_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -> None:
     assert said_by(capfd, "--version").strip() == usbpo.__version__
 

@@ -257,6 +257,8 @@ BAD_RUNS: list[tuple[str, Any]] = [
     ("policy.target_entropy", None),
     ("policy.real_ratio", 1.5),
     ("policy.batch_size", 1),
+    ("theory.depth", 0),
+    ("theory.depth", 2.5),
     ("evaluate.episodes", 0),
     ("evaluate.episodes", 2.5),
     ("wibble", 1),
@@ -275,6 +277,8 @@ GOOD_RUNS: list[tuple[str, Any]] = [
     ("policy.real_ratio", 0),
     ("policy.polyak", 1.0),
     ("policy.target_entropy", -2),
+    ("theory.depth", None),
+    ("theory.depth", 25),
 ]
 
 
@@ -410,6 +414,7 @@ def another(name: str, field: Any) -> Any:
         "phase2.loss": "as_released",
         "phase2.terms": "bias",
         "policy.target_entropy": -3.5,
+        "theory.depth": 17,
     }
     if name in chosen:
         return chosen[name]

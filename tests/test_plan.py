@@ -119,6 +119,32 @@ def test_rollouts_grow_with_the_epoch() -> None:
     assert lengths == [1, 1, 7, 8, 14, 15, 15]
 
 
+def theory_depth(run: Run) -> int:
+    """What the stage `theory` is told of the steps over which it measures the error."""
+    words = shlex.split(run.theory_options())
+    return int(words[words.index("--depth") + 1])
+
+
+@pytest.mark.parametrize(
+    ("task", "depth"),
+    [  # the longest rollout of the task's schedule: 1→15 in Hopper, 1→25 in Ant and Humanoid; else 1, so the least, 10
+        *(("Hopper", 15), ("AntTruncated", 25), ("HumanoidTruncated", 25)),
+        *(("Walker2d", 10), ("HalfCheetah", 10), ("Swimmer", 10)),
+        *(("InvertedPendulum", 10), ("InvertedDoublePendulum", 10)),
+    ],
+)
+@pytest.mark.parametrize("method", ["usbpo", "cmlo"])
+def test_the_error_is_measured_as_deep_as_the_task_rolls_out(task: str, method: str, depth: int) -> None:
+    assert theory_depth(Run(task, method, 0, load_run(task, method, FOLDERS))) == depth
+
+
+@pytest.mark.parametrize("depth", [3, 40])
+def test_a_depth_that_is_asked_for_is_the_one_measured(depth: int) -> None:
+    content = load_run("AntTruncated", "usbpo", FOLDERS).model_dump()
+    content["theory"]["depth"] = depth
+    assert theory_depth(Run("AntTruncated", "usbpo", 0, RunConfig.model_validate(content))) == depth
+
+
 def test_options_survive_the_shell() -> None:
     config = load_run("HumanoidTruncated", "usbpo", FOLDERS)
     run = Run("HumanoidTruncated", "usbpo", 0, config)

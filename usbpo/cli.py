@@ -107,7 +107,7 @@ def _verb(stage: str) -> Callable[..., None]:
     """A stage as a command: every argument is an option, described by the configuration or by the docstring.
 
     A parameter that the configuration has a default for keeps it, so that a stage is easily run by hand; the rules
-    always give all of them.
+    always give all of them. One whose default follows from other keys must be given.
     """
     function = _stage_function(stage)
     signature = introspection.signature(function)
@@ -137,7 +137,9 @@ def _verb(stage: str) -> Callable[..., None]:
         option = typer.Option(f"--{name.replace('_', '-')}", help=text, min=lowest if name not in keys else None)
         default = parameter.default
         if name in keys and not keys[name].is_required():
-            default = keys[name].default
+            # Null, where the stage must have a value, is what the configuration works out from other keys.
+            worked_out = keys[name].default is None and "None" not in str(parameter.annotation)
+            default = parameter.default if worked_out else keys[name].default
         parameters.append(parameter.replace(annotation=Annotated[parameter.annotation, option], default=default))
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}

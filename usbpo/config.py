@@ -269,6 +269,10 @@ class EvaluateKeys(Section):
     )
 
 
+LEAST_DEPTH = 10
+"""Model steps over which the error is measured where the task's own rollouts are shorter"""
+
+
 class TheoryKeys(Section):
     """Measuring shift, bias and the bounds of the poster against the simulator, after each model update."""
 
@@ -276,7 +280,13 @@ class TheoryKeys(Section):
         "Rows of the hold-out and of D_model, each, on which distances are measured.", "rows", OURS, 1024, ge=3
     )
     starts: int = key("Real states from which model and simulator take the same actions.", "rows", OURS, 256, ge=1)
-    depth: int = key("Steps that they take.", "model steps", OURS, 10, ge=1)
+    depth: int | None = key(
+        f"Steps that they take; null means the task's longest model rollout, and at least {LEAST_DEPTH}.",
+        "model steps",
+        OURS,
+        None,
+        ge=1,
+    )
 
 
 class RunConfig(Section):
@@ -297,6 +307,16 @@ class RunConfig(Section):
     def triggered(self) -> bool:
         """Whether a trigger decides when the model is updated."""
         return self.model is not None and self.schedule.model_update == "triggered"
+
+    @property
+    def theory_depth(self) -> int:
+        """Model steps over which the stage `theory` measures the error: those asked for, or 1 … h and at least 10.
+
+        h is the longest model rollout of the schedule (15 in Hopper, 25 in AntTruncated and HumanoidTruncated).
+        """
+        if self.theory is not None and self.theory.depth is not None:
+            return self.theory.depth
+        return max(LEAST_DEPTH, self.schedule.rollout_length.end_length)
 
     @property
     def cycle_steps(self) -> int:

@@ -173,8 +173,9 @@ class Run:
         holdout = as_options(self.config.phase1, only={"holdout_ratio", "holdout_limit"})
         discount = as_options(self.config.policy, only={"discount"})
         termination = shlex.quote(self.config.environment.termination)
+        size = f"{as_options(self.config.theory, without={'depth'})} --depth {self.config.theory_depth}"
         return (
-            f"{self._environment()} --termination {termination} {as_options(self.config.theory)} {holdout} {discount} "
+            f"{self._environment()} --termination {termination} {size} {holdout} {discount} "
             f"--retained-updates {self.schedule.retained_updates}"
         )
 
