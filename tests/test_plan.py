@@ -119,6 +119,34 @@ def test_rollouts_grow_with_the_epoch() -> None:
     assert lengths == [1, 1, 7, 8, 14, 15, 15]
 
 
+@pytest.mark.parametrize(
+    ("task", "cycle", "phase2", "policy", "length"),
+    [  # phase 2 has the rollouts of the cycles before, the policy also those just made; length as in the schedule
+        # Hopper: an epoch is 1,000 / 250 = 4 cycles, R = 1. Cycle 340 has seen 85,000 steps, epoch 85:
+        # length 1 + 65 / 130 * 14 = 8.
+        ("Hopper", 2, [1], [1, 2], 1),
+        ("Hopper", 340, [336, 337, 338, 339], [337, 338, 339, 340], 8),
+        # Ant: the same 4 cycles. Cycle 399 has seen 99,750 steps, epoch 99: floor(1 + 79 / 80 * 24) = 24; cycle 400
+        # has seen 100,000, epoch 100: 1 + 80 / 80 * 24 = 25.
+        ("AntTruncated", 399, [395, 396, 397, 398], [396, 397, 398, 399], 24),
+        ("AntTruncated", 400, [396, 397, 398, 399], [397, 398, 399, 400], 25),
+        # Humanoid: an epoch is 1,000 / 1,000 = 1 cycle, R = 5. Cycle 160, epoch 160: 1 + 140 / 280 * 24 = 13.
+        ("HumanoidTruncated", 4, [1, 2, 3], [1, 2, 3, 4], 1),
+        ("HumanoidTruncated", 160, [155, 156, 157, 158, 159], [156, 157, 158, 159, 160], 13),
+    ],
+)
+def test_model_data_of_a_task_are_the_files_of_its_retained_epochs(
+    task: str, cycle: int, phase2: list[int], policy: list[int], length: int
+) -> None:
+    run = Run(task, "usbpo", 0, load_run(task, "usbpo", FOLDERS))
+    assert run.model_data_before(cycle) == [f"data/runs/{task}/usbpo/seed-0/{n:05d}/rollouts.h5" for n in phase2]
+    assert run.model_data(cycle) == [f"data/runs/{task}/usbpo/seed-0/{n:05d}/rollouts.h5" for n in policy]
+    assert run.rollout_options(cycle).endswith(f"--length {length}")
+    updates = 5 if task == "HumanoidTruncated" else 4
+    assert run.policy_options().endswith(f"--retained-updates {updates}")
+    assert run.phase2_options().endswith(f"--retained-updates {updates}")
+
+
 def theory_depth(run: Run) -> int:
     """What the stage `theory` is told of the steps over which it measures the error."""
     words = shlex.split(run.theory_options())
