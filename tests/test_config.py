@@ -211,6 +211,13 @@ BAD_EXPERIMENTS: list[dict[str, Any]] = [
     {"experiment": 3},
     {"experiment": ".hidden"},
     {"experiment": "a b"},
+    {"returns": [1000]},
+    {"returns": 1000},
+    {"returns": None},
+    {"returns": {"Hopper": 1000}},
+    {"returns": {"Hopper": []}},
+    {"returns": {"Hopper": ["1000"]}},
+    {"returns": {"Hopper": [True]}},
     {"wibble": 1},
 ]
 GOOD_EXPERIMENTS: list[dict[str, Any]] = [
@@ -219,6 +226,8 @@ GOOD_EXPERIMENTS: list[dict[str, Any]] = [
     {"steps": {"test-pendulum": 30, "Hopper": 250}},
     {"tasks": ["A-b_c.d", "test-pendulum"]},
     {"experiment": "2024-x"},
+    {"returns": {}},
+    {"returns": {"test-pendulum": [950, -2.5], "Hopper": [1e3]}},
 ]
 BAD_RUNS: list[tuple[str, Any]] = [
     ("environment.id", ""),
@@ -758,6 +767,12 @@ EXPERIMENT_SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"steps": {"test-pendulum": -30}}, "'steps.test-pendulum' must be greater than or equal to 1, but is -30"),
     ({"steps": {"Hopper": 250}}, "steps has no entry for the task test-pendulum"),
     ({"experiment": "a/b"}, "'experiment' may hold letters, digits, dots, dashes and underscores only"),
+    ({"returns": [1000]}, "'returns' must be a mapping of keys to values, but is [1000]; mend the value."),
+    ({"returns": {"Hopper": 1000}}, "'returns.Hopper' must be a valid list, but is 1000; mend the value."),
+    ({"returns": {"Hopper": []}}, "'returns.Hopper' needs at least 1 entry, but has 0; add more."),
+    ({"returns": {"Hopper": ["many"]}}, "'returns.Hopper.0' must be a valid number, but is 'many'; mend the value."),
+    ({"returns": {"Hopper": [1000, float("inf")]}}, "'returns.Hopper.1' must be a finite number, but is inf;"),
+    ({"returns": {"Hopper": [1000, 3000, 1000]}}, "returns.Hopper names something twice: [1000.0, 3000.0, 1000.0]."),
     ({"wibble": 1}, "unknown key 'wibble'"),
 ]
 

@@ -227,6 +227,19 @@ def test_the_results_are_told_each_run_with_its_length() -> None:
     ]
 
 
+def test_the_results_are_told_the_returns_of_the_experiments_own_tasks() -> None:
+    named = {"Hopper": [1000, 3000], "test-pendulum": [950, -2.5], "Walker2d": [4000]}
+    assert plan_of(returns=named).result_returns() == ["test-pendulum=950,-2.5"]
+    both = plan_of(tasks=["test-pendulum", "Hopper"], methods=["test-mbpo"], steps=1500, returns=named)
+    assert both.result_returns() == ["test-pendulum=950,-2.5", "Hopper=1000,3000"]
+    assert plan_of().result_returns() == []
+
+
+def test_returns_of_a_task_that_does_not_exist_are_refused() -> None:
+    with pytest.raises(UsbpoError, match=r"^e\.yaml: returns: unknown task 'Hoper': .*; known are .*Hopper.*\.$"):
+        plan_of(returns={"Hoper": [1000]})
+
+
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     check_writable(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -275,6 +288,8 @@ def test_lists_and_mappings_of_numbers_can_be_given_on_the_command_line(tmp_path
     wanted = planned(tmp_path, *part)
     assert {job.run for job in wanted - RESULTS} == {"test-pendulum/test-mbpo/seed-3", "test-pendulum/test-mbpo/seed-4"}
     assert max(job.number for job in wanted) == 1
+    said = dry_run(tmp_path, "--printshellcmds", "--config", "returns={test-pendulum: [950, -2.5], Hopper: [1e3]}")
+    assert " --returns test-pendulum=950,-2.5 --output " in said
     wrong = snakemake(tmp_path, "--dry-run", "--config", "seeds=[first]")
     assert wrong.code != 0
     assert "'seeds.0' must be a valid integer, but is 'first'" in wrong.said

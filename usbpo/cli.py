@@ -176,7 +176,7 @@ def _with_repeated_options(stage: str, argv: list[str]) -> list[str]:
     if stage not in SECTIONS:
         if stage != "results":
             return argv
-        many, optional = {"--runs"}, set[str]()
+        many, optional = {"--runs", "--returns"}, set[str]()
     else:
         kinds = {
             f"--{n.replace('_', '-')}": str(p.annotation)
@@ -219,13 +219,23 @@ def results(
     experiment: Annotated[str, typer.Option(help="Name of the experiment.")],
     runs: Annotated[list[str], typer.Option(help="Runs, TASK/METHOD/seed-N:cycles=N:cycle_steps=N…")],
     output: Annotated[Path, typer.Option(help="Folder for figures and tables.")],
+    returns: Annotated[
+        list[str] | None,
+        typer.Option(help="Returns whose first reaching is timed, TASK=RETURN,RETURN…", show_default=False),
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
 ) -> None:
     """Draw the figures and tables of an experiment."""
     from usbpo.report.results import results as make_results
-    from usbpo.report.runs import RunFiles
+    from usbpo.report.runs import RunFiles, parse_returns
 
-    make_results(experiment=experiment, runs=[RunFiles.parse(run) for run in runs], output=output, root=folder)
+    make_results(
+        experiment=experiment,
+        runs=[RunFiles.parse(run) for run in runs],
+        output=output,
+        returns=parse_returns(returns or []),
+        root=folder,
+    )
 
 
 def plan(

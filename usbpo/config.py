@@ -369,6 +369,7 @@ class RunConfig(Section):
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 Steps = Annotated[int, Field(ge=1)]
+Returns = Annotated[list[float], Field(min_length=1)]
 
 
 class Experiment(Section):
@@ -388,10 +389,17 @@ class Experiment(Section):
         le=1,
     )
 
+    returns: dict[Name, Returns] = key(
+        "Returns, by task, whose first reaching the results time, beside that of shares of the task's yardstick.",
+        "return",
+        OURS,
+        {},
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
-        for name in ("tasks", "methods", "seeds"):
-            values = getattr(self, name)
+        lists = {name: getattr(self, name) for name in ("tasks", "methods", "seeds")}
+        for name, values in (lists | {f"returns.{task}": values for task, values in self.returns.items()}).items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {values}")
         if isinstance(self.steps, dict):
@@ -608,17 +616,28 @@ def validated_run(layers: list[tuple[Path, Any]], task_file: Path) -> RunConfig:
         raise UsbpoError(f"{path}: {sentence(detail)}") from error
 
 
+_REAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
 def with_numbers(content: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment's keys with numbers in `seeds` and `steps` where Snakemake's `--config 'seeds=[0]'` leaves text."""
+    """An experiment's keys with numbers where Snakemake's `--config 'seeds=[0]'` leaves text: seeds, steps, returns."""
 
     def number(value: Any) -> Any:
         return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+    def real(value: Any) -> Any:
+        return float(value) if isinstance(value, str) and _REAL.fullmatch(value) else value
 
     found = dict(content)
     if isinstance(found.get("seeds"), list):
         found["seeds"] = [number(seed) for seed in found["seeds"]]
     if isinstance(found.get("steps"), dict):
         found["steps"] = {task: number(steps) for task, steps in found["steps"].items()}
+    if isinstance(found.get("returns"), dict):
+        found["returns"] = {
+            task: [real(each) for each in returns] if isinstance(returns, list) else returns
+            for task, returns in found["returns"].items()
+        }
     return found
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from usbpo import layout
-from usbpo.config import Experiment, ModelKeys, RunConfig, load_experiment, load_run
+from usbpo.config import Experiment, ModelKeys, RunConfig, find, load_experiment, load_run
 from usbpo.errors import UsbpoError
 from usbpo.layout import five_digits
-from usbpo.report.runs import RunFiles
+from usbpo.report.runs import RunFiles, returns_option
 from usbpo.schedule import Schedule, blocks_and_shards, completed_block, shards_of_block
 from usbpo.usercode import module_fingerprint
 
@@ -249,6 +249,7 @@ class Plan:
     def __init__(self, content: Mapping[str, Any], source: str, folders: Iterable[Path]) -> None:
         self.experiment: Experiment = load_experiment(content, source)
         self.folders = tuple(folders)
+        self._check_returns(source)
         self.cycles: dict[Run, int] = {}
         for task in self.experiment.tasks:
             for method in self.experiment.methods:
@@ -259,6 +260,15 @@ class Plan:
     def run(self, task: str, method: str, seed: int) -> Run:
         """Any run, of this experiment or not."""
         return Run(task, method, seed, load_run(task, method, self.folders))
+
+    def _check_returns(self, source: str) -> None:
+        """Refuse returns of a task that does not exist; a part of an experiment may leave out tasks that do."""
+        for task in self.experiment.returns:
+            if task not in self.experiment.tasks:
+                try:
+                    find("tasks", task, self.folders)
+                except UsbpoError as error:
+                    raise UsbpoError(f"{source}: returns: {error}") from error
 
     def _cycles(self, run: Run, source: str) -> int:
         steps = self.experiment.steps_of(run.task, run.schedule.epoch_steps)
@@ -307,6 +317,11 @@ class Plan:
     def result_runs(self) -> list[str]:
         """The runs as `usbpo results --runs` takes them."""
         return [str(run.files(cycles)) for run, cycles in self.cycles.items()]
+
+    def result_returns(self) -> list[str]:
+        """The returns whose first reaching is timed, as `usbpo results --returns` takes them."""
+        asked = self.experiment.returns
+        return [returns_option(task, asked[task]) for task in self.experiment.tasks if task in asked]
 
     def event_files(self) -> list[str]:
         """TensorBoard's file of each run."""
