@@ -478,6 +478,14 @@ CONFIGURATIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no seeds": (experiment(seeds=[]), "experiment.yaml: 'seeds' needs at least 1 entry, but has 0; add more"),
     "seeds not said": (experiment(seeds=None), "experiment.yaml: the key 'seeds' is missing; add it"),
     "a seed twice": (experiment(seeds=[3, 0, 3]), "experiment.yaml: seeds names something twice"),
+    "a return that is no number": (
+        experiment(returns={"test-pendulum": [950, "many"]}),
+        "experiment.yaml: 'returns.test-pendulum.1' must be a valid number, but is 'many'; mend the value",
+    ),
+    "returns of a task that does not exist": (
+        experiment(returns={"Hoper": [1000]}),
+        "experiment.yaml: returns: unknown task 'Hoper': there is no config/tasks/Hoper.yaml; known are .*Hopper",
+    ),
     "broken YAML": (
         task("base: test-pendulum\nschedule: {cycle_steps: 7\n"),
         "mine.yaml, line 3: this is not valid YAML: .*; mend the line",

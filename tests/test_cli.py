@@ -65,6 +65,27 @@ def test_a_key_with_a_default_need_not_be_given_by_hand(capfd: pytest.CaptureFix
     assert re.search(r"--data .*\[required\]", said)
 
 
+def test_a_key_whose_default_follows_from_other_keys_must_be_given_by_hand(capfd: pytest.CaptureFixture[str]) -> None:
+    said = said_by(capfd, "theory", "--help")
+    assert re.search(r"--depth .*\[required\]", said), "null in the configuration: as deep as the task rolls out"
+    assert re.search(r"--rows .*\[default: 1024\]", said)
+
+
+def test_results_take_any_number_of_runs_and_returns(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr("usbpo.report.results.results", lambda **arguments: seen.append(arguments))
+    runs = ["A/m/seed-0:cycles=1:cycle_steps=9", "B/m/seed-0:cycles=1:cycle_steps=9"]
+    words = ["results", "--experiment", "e", "--output", "o", "--runs", *runs]
+    said_by(capfd, *words, "--returns", "A=1,-2.5", "B=3")
+    said_by(capfd, *words, "--returns")
+    said_by(capfd, *words)
+    assert [call["returns"] for call in seen] == [{"A": [1.0, -2.5], "B": [3.0]}, {}, {}]
+    assert {len(call["runs"]) for call in seen} == {2}
+    assert said_by(capfd, *words, "--returns", "A:1", code=1).startswith("usbpo results: returns 'A:1': write them as ")
+
+
 def test_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -> None:
     assert said_by(capfd, "--version").strip() == usbpo.__version__
 

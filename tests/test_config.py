@@ -85,6 +85,49 @@ def test_a_task_has_the_numbers_of_the_table(task: str, method: str) -> None:
     assert run.cycle_steps == schedule.model_train_freq
 
 
+# name: (α, F_c), CMLO's released configurations (docs/algorithm.md, below the table of tasks); ours for the pendulums
+TRIGGERS = {
+    **{"InvertedPendulum": (2.0, 50), "InvertedDoublePendulum": (2.0, 50), "Hopper": (1.2, 20), "Walker2d": (3.0, 20)},
+    **{"HalfCheetah": (2.0, 50), "Swimmer": (2.0, 50), "AntTruncated": (2.0, 50), "HumanoidTruncated": (2.5, 50)},
+}
+
+
+@pytest.mark.parametrize("task", TABLE)
+def test_a_task_has_the_trigger_of_cmlos_configuration(task: str) -> None:
+    trigger = load_run(task, "cmlo", FOLDERS).trigger
+    assert (trigger.threshold, trigger.check_every) == TRIGGERS[task]
+    assert (trigger.min_steps, trigger.max_steps, trigger.states, trigger.dimensions) == (150, 500, 1000, 3)
+
+
+def documented_tasks() -> dict[str, dict[str, str]]:
+    """The table of tasks in docs/algorithm.md, by task and by column, without what is said of ours."""
+    text = (REPO / "docs/algorithm.md").read_text(encoding="utf-8").partition("### Tasks")[2]
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    head, *rows = lines[: 1 + len(TABLE)]
+    plain = [[cell.replace(" (ours)", "").replace(",", "").replace("−", "-") for cell in row] for row in rows]
+    return {row[0]: dict(zip(head, row, strict=True)) for row in plain}
+
+
+@pytest.mark.parametrize("task", TABLE)
+def test_the_documented_table_of_tasks_says_what_the_files_say(task: str) -> None:
+    run, said = load_run(task, "mbpo", FOLDERS), documented_tasks()[task]
+    keys, length = run.schedule, run.schedule.rollout_length
+    grows = f"{length.start_epoch}→{length.end_epoch}: {length.start_length}→{length.end_length}"
+    assert said["rollout length (epochs a→b: x→y)"] == (grows if length.end_length > 1 else "1")
+    assert said["α (F_c)"] == f"{run.trigger.threshold} ({run.trigger.check_every})"
+    numbers = {
+        **{"G": run.policy.updates_per_step, "F": keys.model_train_freq, "retained epochs": keys.model_retain_epochs},
+        **{"target entropy": run.policy.target_entropy, "random steps": keys.random_steps, "epoch": keys.epoch_steps},
+        **{"hidden units": run.model.hidden_size},
+    }
+    assert {name: float(said[name]) for name in numbers} == numbers
+
+
+def test_the_main_experiment_runs_the_usual_budgets() -> None:
+    steps = read_yaml(REPO / "config/experiments/main.yaml")["steps"]
+    assert steps == {task: int(documented_tasks()[task]["usual budget"]) for task in steps}
+
+
 def test_the_methods_have_the_published_constants() -> None:
     mbpo, usbpo = load_run("Hopper", "mbpo", FOLDERS), load_run("Hopper", "usbpo", FOLDERS)
     assert mbpo.model.model_dump() == {"members": 7, "elites": 5, "hidden_layers": 4, "hidden_size": 200}
@@ -211,6 +254,13 @@ BAD_EXPERIMENTS: list[dict[str, Any]] = [
     {"experiment": 3},
     {"experiment": ".hidden"},
     {"experiment": "a b"},
+    {"returns": [1000]},
+    {"returns": 1000},
+    {"returns": None},
+    {"returns": {"Hopper": 1000}},
+    {"returns": {"Hopper": []}},
+    {"returns": {"Hopper": ["1000"]}},
+    {"returns": {"Hopper": [True]}},
     {"wibble": 1},
 ]
 GOOD_EXPERIMENTS: list[dict[str, Any]] = [
@@ -219,6 +269,8 @@ GOOD_EXPERIMENTS: list[dict[str, Any]] = [
     {"steps": {"test-pendulum": 30, "Hopper": 250}},
     {"tasks": ["A-b_c.d", "test-pendulum"]},
     {"experiment": "2024-x"},
+    {"returns": {}},
+    {"returns": {"test-pendulum": [950, -2.5], "Hopper": [1e3]}},
 ]
 BAD_RUNS: list[tuple[str, Any]] = [
     ("environment.id", ""),
@@ -257,6 +309,8 @@ BAD_RUNS: list[tuple[str, Any]] = [
     ("policy.target_entropy", None),
     ("policy.real_ratio", 1.5),
     ("policy.batch_size", 1),
+    ("theory.depth", 0),
+    ("theory.depth", 2.5),
     ("evaluate.episodes", 0),
     ("evaluate.episodes", 2.5),
     ("wibble", 1),
@@ -275,6 +329,8 @@ GOOD_RUNS: list[tuple[str, Any]] = [
     ("policy.real_ratio", 0),
     ("policy.polyak", 1.0),
     ("policy.target_entropy", -2),
+    ("theory.depth", None),
+    ("theory.depth", 25),
 ]
 
 
@@ -410,6 +466,7 @@ def another(name: str, field: Any) -> Any:
         "phase2.loss": "as_released",
         "phase2.terms": "bias",
         "policy.target_entropy": -3.5,
+        "theory.depth": 17,
     }
     if name in chosen:
         return chosen[name]
@@ -761,6 +818,12 @@ EXPERIMENT_SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"steps": {"test-pendulum": -30}}, "'steps.test-pendulum' must be greater than or equal to 1, but is -30"),
     ({"steps": {"Hopper": 250}}, "steps has no entry for the task test-pendulum"),
     ({"experiment": "a/b"}, "'experiment' may hold letters, digits, dots, dashes and underscores only"),
+    ({"returns": [1000]}, "'returns' must be a mapping of keys to values, but is [1000]; mend the value."),
+    ({"returns": {"Hopper": 1000}}, "'returns.Hopper' must be a valid list, but is 1000; mend the value."),
+    ({"returns": {"Hopper": []}}, "'returns.Hopper' needs at least 1 entry, but has 0; add more."),
+    ({"returns": {"Hopper": ["many"]}}, "'returns.Hopper.0' must be a valid number, but is 'many'; mend the value."),
+    ({"returns": {"Hopper": [1000, float("inf")]}}, "'returns.Hopper.1' must be a finite number, but is inf;"),
+    ({"returns": {"Hopper": [1000, 3000, 1000]}}, "returns.Hopper names something twice: [1000.0, 3000.0, 1000.0]."),
     ({"wibble": 1}, "unknown key 'wibble'"),
 ]
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from usbpo.config import RunConfig
 from usbpo.ensemble import (
     Architecture,
     Ensemble,
@@ -198,6 +199,28 @@ def test_elites_are_the_best_members_in_order() -> None:
     errors = torch.tensor([0.5, 0.1, 0.9, 0.3, 0.2, 0.7, 0.4])
     assert choose_elites(errors, 5).tolist() == [1, 4, 3, 6, 0]
     assert choose_elites(torch.tensor([1.0, 0.0, 1.0, 0.0]), 3).tolist() == [1, 3, 0], "ties go to the lower number"
+
+
+ELITES = [  # the hold-out errors of members 0 … 6, and the five lowest, the lowest first
+    # 0.2 (member 4) < 0.3 (1) < 0.5 (6) < 0.6 (0) < 0.7 (3); 0.8 (5) and 0.9 (2) are left out
+    ([0.6, 0.3, 0.9, 0.7, 0.2, 0.8, 0.5], [4, 1, 6, 0, 3]),
+    # 0.1 (members 1 and 4), 0.2 (3), then two of the three with 0.3 (0, 2, 5): the lower numbers; 5 and 6 are left out
+    ([0.3, 0.1, 0.3, 0.2, 0.1, 0.3, 0.5], [1, 4, 3, 0, 2]),
+    # 0.1 (6), then four of the six that are equal
+    ([0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.1], [6, 0, 1, 2, 3]),
+    ([0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], [0, 1, 2, 3, 4]),
+]
+
+
+@pytest.mark.parametrize(("errors", "elites"), ELITES)
+@pytest.mark.parametrize("task", ["Hopper", "AntTruncated", "HumanoidTruncated"])
+def test_five_of_the_seven_members_of_a_task_are_elites(
+    task: str, errors: list[float], elites: list[int], run_config: Callable[[str], RunConfig]
+) -> None:
+    keys = run_config(task).model
+    assert keys is not None
+    assert (len(errors), len(elites)) == (keys.members, keys.elites) == (7, 5)
+    assert choose_elites(torch.tensor(errors), keys.elites).tolist() == elites
 
 
 def test_untrained_weights_are_truncated_normal() -> None:

@@ -119,6 +119,60 @@ def test_rollouts_grow_with_the_epoch() -> None:
     assert lengths == [1, 1, 7, 8, 14, 15, 15]
 
 
+@pytest.mark.parametrize(
+    ("task", "cycle", "phase2", "policy", "length"),
+    [  # phase 2 has the rollouts of the cycles before, the policy also those just made; length as in the schedule
+        # Hopper: an epoch is 1,000 / 250 = 4 cycles, R = 1. Cycle 340 has seen 85,000 steps, epoch 85:
+        # length 1 + 65 / 130 * 14 = 8.
+        ("Hopper", 2, [1], [1, 2], 1),
+        ("Hopper", 340, [336, 337, 338, 339], [337, 338, 339, 340], 8),
+        # Ant: the same 4 cycles. Cycle 399 has seen 99,750 steps, epoch 99: floor(1 + 79 / 80 * 24) = 24; cycle 400
+        # has seen 100,000, epoch 100: 1 + 80 / 80 * 24 = 25.
+        ("AntTruncated", 399, [395, 396, 397, 398], [396, 397, 398, 399], 24),
+        ("AntTruncated", 400, [396, 397, 398, 399], [397, 398, 399, 400], 25),
+        # Humanoid: an epoch is 1,000 / 1,000 = 1 cycle, R = 5. Cycle 160, epoch 160: 1 + 140 / 280 * 24 = 13.
+        ("HumanoidTruncated", 4, [1, 2, 3], [1, 2, 3, 4], 1),
+        ("HumanoidTruncated", 160, [155, 156, 157, 158, 159], [156, 157, 158, 159, 160], 13),
+    ],
+)
+def test_model_data_of_a_task_are_the_files_of_its_retained_epochs(
+    task: str, cycle: int, phase2: list[int], policy: list[int], length: int
+) -> None:
+    run = Run(task, "usbpo", 0, load_run(task, "usbpo", FOLDERS))
+    assert run.model_data_before(cycle) == [f"data/runs/{task}/usbpo/seed-0/{n:05d}/rollouts.h5" for n in phase2]
+    assert run.model_data(cycle) == [f"data/runs/{task}/usbpo/seed-0/{n:05d}/rollouts.h5" for n in policy]
+    assert run.rollout_options(cycle).endswith(f"--length {length}")
+    updates = 5 if task == "HumanoidTruncated" else 4
+    assert run.policy_options().endswith(f"--retained-updates {updates}")
+    assert run.phase2_options().endswith(f"--retained-updates {updates}")
+
+
+def theory_depth(run: Run) -> int:
+    """What the stage `theory` is told of the steps over which it measures the error."""
+    words = shlex.split(run.theory_options())
+    return int(words[words.index("--depth") + 1])
+
+
+@pytest.mark.parametrize(
+    ("task", "depth"),
+    [  # the longest rollout of the task's schedule: 1→15 in Hopper, 1→25 in Ant and Humanoid; else 1, so the least, 10
+        *(("Hopper", 15), ("AntTruncated", 25), ("HumanoidTruncated", 25)),
+        *(("Walker2d", 10), ("HalfCheetah", 10), ("Swimmer", 10)),
+        *(("InvertedPendulum", 10), ("InvertedDoublePendulum", 10)),
+    ],
+)
+@pytest.mark.parametrize("method", ["usbpo", "cmlo"])
+def test_the_error_is_measured_as_deep_as_the_task_rolls_out(task: str, method: str, depth: int) -> None:
+    assert theory_depth(Run(task, method, 0, load_run(task, method, FOLDERS))) == depth
+
+
+@pytest.mark.parametrize("depth", [3, 40])
+def test_a_depth_that_is_asked_for_is_the_one_measured(depth: int) -> None:
+    content = load_run("AntTruncated", "usbpo", FOLDERS).model_dump()
+    content["theory"]["depth"] = depth
+    assert theory_depth(Run("AntTruncated", "usbpo", 0, RunConfig.model_validate(content))) == depth
+
+
 def test_options_survive_the_shell() -> None:
     config = load_run("HumanoidTruncated", "usbpo", FOLDERS)
     run = Run("HumanoidTruncated", "usbpo", 0, config)
@@ -173,6 +227,19 @@ def test_the_results_are_told_each_run_with_its_length() -> None:
     ]
 
 
+def test_the_results_are_told_the_returns_of_the_experiments_own_tasks() -> None:
+    named = {"Hopper": [1000, 3000], "test-pendulum": [950, -2.5], "Walker2d": [4000]}
+    assert plan_of(returns=named).result_returns() == ["test-pendulum=950,-2.5"]
+    both = plan_of(tasks=["test-pendulum", "Hopper"], methods=["test-mbpo"], steps=1500, returns=named)
+    assert both.result_returns() == ["test-pendulum=950,-2.5", "Hopper=1000,3000"]
+    assert plan_of().result_returns() == []
+
+
+def test_returns_of_a_task_that_does_not_exist_are_refused() -> None:
+    with pytest.raises(UsbpoError, match=r"^e\.yaml: returns: unknown task 'Hoper': .*; known are .*Hopper.*\.$"):
+        plan_of(returns={"Hoper": [1000]})
+
+
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     check_writable(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -221,6 +288,8 @@ def test_lists_and_mappings_of_numbers_can_be_given_on_the_command_line(tmp_path
     wanted = planned(tmp_path, *part)
     assert {job.run for job in wanted - RESULTS} == {"test-pendulum/test-mbpo/seed-3", "test-pendulum/test-mbpo/seed-4"}
     assert max(job.number for job in wanted) == 1
+    said = dry_run(tmp_path, "--printshellcmds", "--config", "returns={test-pendulum: [950, -2.5], Hopper: [1e3]}")
+    assert " --returns test-pendulum=950,-2.5 --output " in said
     wrong = snakemake(tmp_path, "--dry-run", "--config", "seeds=[first]")
     assert wrong.code != 0
     assert "'seeds.0' must be a valid integer, but is 'first'" in wrong.said

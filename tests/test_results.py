@@ -19,7 +19,7 @@ from usbpo.layout import EVALUATION, PHASE1_METRICS, PHASE2_METRICS, POLICY_METR
 from usbpo.report import comparison, curves, diagnostics, drawing, scores
 from usbpo.report.records import Phase1, Run, read_run
 from usbpo.report.results import results
-from usbpo.report.runs import FILES, RunFiles
+from usbpo.report.runs import FILES, RunFiles, parse_returns, returns_option
 from usbpo.transitions import create, put
 
 EPISODES = 3
@@ -258,6 +258,96 @@ def test_steps_to_a_return_are_listed_by_seed_and_empty_where_never(tmp_path: Pa
     ]
     row = table(tmp_path / "out/comparison.csv")[0]
     assert (row["final_iqm"], row["final_low"], row["final_high"]) == ("150.5", "0.0", "301.0")
+
+
+def test_steps_to_returns_that_the_experiment_names_stand_beside_the_shares(tmp_path: Path) -> None:
+    # At 0, 250, 500, 750 steps seed 0 returns 1, 101, 201, 301 and seed 1 returns 11, 111, 211, 311.
+    # 105: seed 0 at 500, seed 1 at 250; the median is 375. 305: seed 0 never, seed 1 at 750; of two seeds one that
+    # never gets there leaves no median. 1: both at once.
+    files = [run(seed=seed) for seed in range(2)]
+    for each in files:
+        write_run(tmp_path, each)
+    results(experiment="t", runs=files, output=tmp_path / "out", returns={"Pendulum": [305, 1, 105]}, root=tmp_path)
+    row = table(tmp_path / "out/comparison.csv")[0]
+    of_named = [[row[f"{name}_named_{n}"] for name in ("return", "seeds_there", "steps")] for n in (1, 2, 3)]
+    assert of_named == [["1.0", "2", "0"], ["105.0", "2", "375"], ["305.0", "1", ""]]
+    assert row["steps_50"] == "500", "the shares are there as before"
+    named = [row for row in table(tmp_path / "out/steps_to_return.csv") if not row["share"]]
+    assert [(row["return"], row["seed"], row["on_policy_steps"]) for row in named] == [
+        *(("1.0", "0", "0"), ("1.0", "1", "0")),
+        *(("105.0", "0", "500"), ("105.0", "1", "250")),
+        *(("305.0", "0", ""), ("305.0", "1", "750")),
+    ]
+    text = (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
+    assert text.endswith(
+        "## Steps to returns that the experiment names\n\n| task | return | usbpo |\n|:--|:--|--:|\n"
+        "| Pendulum | 1 | 0 |\n| Pendulum | 105 | 375 |\n| Pendulum | 305 | – (1/2) |\n"
+    )
+    html = (tmp_path / "out/comparison.html").read_text(encoding="utf-8")
+    assert "<tr><td>Pendulum</td><td>105</td><td>375</td></tr>" in html
+
+
+def test_each_task_has_returns_of_its_own_and_each_method_a_column(tmp_path: Path) -> None:
+    files = [run(task="A"), run("mbpo", task="A"), run(task="B", cycles=6), run(task="C")]
+    for each in files:
+        write_run(tmp_path, each)
+    named = {"A": [-2.5], "B": [1000, 600]}
+    results(experiment="t", runs=files, output=tmp_path / "out", returns=named, root=tmp_path)
+    rows = table(tmp_path / "out/comparison.csv")
+    # B returns 601 at its end, 1,500 steps; nothing is asked of C, nor a second return of A.
+    assert [(row["task"], row["return_named_1"], row["return_named_2"]) for row in rows] == [
+        *(("A", "-2.5", ""), ("A", "-2.5", "")),
+        *(("B", "600.0", "1000.0"), ("C", "", "")),
+    ]
+    text = (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
+    assert text.endswith(
+        "| task | return | usbpo | mbpo |\n|:--|:--|--:|--:|\n"
+        "| A | −2.5 | 0 | 0 |\n| B | 600 | 1,500 |  |\n| B | 1,000 | – (0/1) |  |\n"
+    )
+
+
+def test_a_named_return_needs_no_yardstick(tmp_path: Path) -> None:
+    files = run(cycles=1)
+    write_run(tmp_path, files)
+    write_evaluation(tmp_path, files, 1, [-5.0, -6.0])
+    results(experiment="t", runs=[files], output=tmp_path / "out", returns={"Pendulum": [0.5]}, root=tmp_path)
+    row = table(tmp_path / "out/comparison.csv")[0]
+    # The untrained policy returns 1, and is never as good again.
+    assert (row["yardstick"], row["steps_50"], row["return_named_1"], row["steps_named_1"]) == ("", "", "0.5", "0")
+
+
+def test_without_named_returns_there_is_no_table_of_them(two_methods: Path) -> None:
+    assert not [name for name in table(two_methods / "comparison.csv")[0] if "named" in name]
+    for suffix in ("md", "html"):
+        assert "experiment names" not in (two_methods / f"comparison.{suffix}").read_text(encoding="utf-8")
+
+
+def test_returns_of_a_task_without_runs_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, run())
+    with pytest.raises(
+        UsbpoError, match=r"^returns are given for the task Hopper, but none of the runs is of it; .*\.$"
+    ):
+        results(experiment="t", runs=[run()], output=tmp_path / "out", returns={"Hopper": [1]}, root=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("returns", [{"Hopper": [1000.0, 3000.0]}, {"A-b_c.d": [-2.5, 1e-7, 123456789.0], "B": [0.0]}])
+def test_returns_are_read_as_they_are_written(returns: dict[str, list[float]]) -> None:
+    assert parse_returns(returns_option(task, values) for task, values in returns.items()) == returns
+    assert returns_option("Hopper", [1000.0, 2.5]) == "Hopper=1000,2.5"
+
+
+@pytest.mark.parametrize(
+    "word", ["Hopper", "Hopper=", "=1000", "Hopper=1000,", "Hopper=many", "Hopper=nan", "Hopper:1"]
+)
+def test_returns_in_another_form_are_refused_with_the_form(word: str) -> None:
+    with pytest.raises(UsbpoError, match=rf"^returns '{word}': write them as TASK=RETURN,RETURN…, each a number\.$"):
+        parse_returns([word])
+
+
+def test_returns_of_a_task_are_given_once() -> None:
+    with pytest.raises(UsbpoError, match="returns of the task Hopper are given twice"):
+        parse_returns(["Hopper=1", "Hopper=2"])
 
 
 def test_published_mbpo_sets_the_returns_to_reach(tmp_path: Path) -> None:

@@ -43,15 +43,47 @@ def test_the_tasks_have_the_released_numbers(task: str, run_config: Callable[[st
     assert config.model.hidden_size == (400 if task == "HumanoidTruncated" else 200)
 
 
-@pytest.mark.parametrize(
-    ("task", "lengths"),
-    [  # (x + (epoch − a) / (b − a) · (y − x)), rounded down
-        ("Hopper", {0: 1, 20: 1, 29: 1, 30: 2, 85: 8, 149: 14, 150: 15, 400: 15}),
-        ("AntTruncated", {0: 1, 20: 1, 23: 1, 24: 2, 30: 4, 60: 13, 99: 24, 100: 25, 299: 25}),
-        ("HumanoidTruncated", {0: 1, 31: 1, 32: 2, 160: 13, 299: 24, 300: 25}),
-        ("InvertedPendulum", {0: 1, 59: 1}),
-    ],
-)
+LENGTHS: dict[str, dict[int, int]] = {  # epoch: length = floor(x + clip((epoch - a) / (b - a), 0, 1) * (y - x))
+    "Hopper": {  # a = 20, b = 150, x = 1, y = 15: floor(1 + (epoch - 20) / 130 * 14)
+        0: 1,  # before a
+        20: 1,  # 1 + 0 / 130 * 14 = 1
+        29: 1,  # 1 + 9 / 130 * 14 = 1.97
+        30: 2,  # 1 + 10 / 130 * 14 = 2.08
+        84: 7,  # 1 + 64 / 130 * 14 = 7.89
+        85: 8,  # 1 + 65 / 130 * 14 = 8, half of the way
+        149: 14,  # 1 + 129 / 130 * 14 = 14.89
+        150: 15,  # 1 + 130 / 130 * 14 = 15
+        400: 15,  # after b
+    },
+    "AntTruncated": {  # a = 20, b = 100, x = 1, y = 25: floor(1 + (epoch - 20) / 80 * 24) = floor(1 + 0.3 (epoch - 20))
+        0: 1,  # before a
+        20: 1,  # 1 + 0.3 * 0 = 1
+        23: 1,  # 1 + 0.3 * 3 = 1.9
+        24: 2,  # 1 + 0.3 * 4 = 2.2
+        30: 4,  # 1 + 0.3 * 10 = 4
+        53: 10,  # 1 + 0.3 * 33 = 10.9
+        60: 13,  # 1 + 0.3 * 40 = 13, half of the way
+        99: 24,  # 1 + 0.3 * 79 = 24.7
+        100: 25,  # 1 + 0.3 * 80 = 25
+        299: 25,  # after b
+    },
+    "HumanoidTruncated": {  # a = 20, b = 300, x = 1, y = 25: floor(1 + (epoch - 20) / 280 * 24)
+        1: 1,  # before a
+        20: 1,  # 1 + 0 / 280 * 24 = 1
+        31: 1,  # 1 + 11 / 280 * 24 = 1.94
+        32: 2,  # 1 + 12 / 280 * 24 = 2.03
+        54: 3,  # 1 + 34 / 280 * 24 = 3.91
+        55: 4,  # 1 + 35 / 280 * 24 = 4, an eighth of the way
+        160: 13,  # 1 + 140 / 280 * 24 = 13, half of the way
+        299: 24,  # 1 + 279 / 280 * 24 = 24.91
+        300: 25,  # 1 + 280 / 280 * 24 = 25
+        500: 25,  # after b
+    },
+    "InvertedPendulum": {1: 1, 59: 1},  # x = y = 1
+}
+
+
+@pytest.mark.parametrize(("task", "lengths"), LENGTHS.items(), ids=list(LENGTHS))
 def test_rollouts_grow_with_the_epochs(
     task: str, lengths: dict[int, int], run_config: Callable[[str], RunConfig]
 ) -> None:
@@ -59,9 +91,7 @@ def test_rollouts_grow_with_the_epochs(
     cycles_an_epoch = plan.epoch_steps // plan.cycle_steps
     for epoch, length in lengths.items():
         first, last = epoch * cycles_an_epoch, (epoch + 1) * cycles_an_epoch - 1
-        for cycle in (max(first, 1), max(last, 1)):
-            if epoch == 0 and cycles_an_epoch == 1:
-                continue  # cycle 1 has then reached epoch 1 already
+        for cycle in (max(first, 1), last):
             assert plan.epoch(cycle) == epoch
             assert plan.rollout_steps(cycle) == length
 
@@ -73,9 +103,16 @@ def test_growth_may_be_a_step() -> None:
 
 @pytest.mark.parametrize(
     ("task", "retained"),
-    [
-        ("InvertedPendulum", {1: [1], 2: [2], 7: [7]}),  # an epoch is one cycle
+    [  # the last R epochs · steps of an epoch / F model updates, each of them in a cycle of its own
+        ("InvertedPendulum", {1: [1], 2: [2], 7: [7]}),  # 1 · 250 / 250 = 1
+        # 1 · 1,000 / 250 = 4
         ("Hopper", {1: [1], 3: [1, 2, 3], 4: [1, 2, 3, 4], 5: [2, 3, 4, 5], 500: [497, 498, 499, 500]}),
+        # 1 · 1,000 / 250 = 4
+        (
+            "AntTruncated",
+            {1: [1], 4: [1, 2, 3, 4], 5: [2, 3, 4, 5], 81: [78, 79, 80, 81], 1200: [1197, 1198, 1199, 1200]},
+        ),
+        # 5 · 1,000 / 1,000 = 5
         ("HumanoidTruncated", {1: [1], 5: [1, 2, 3, 4, 5], 6: [2, 3, 4, 5, 6], 300: [296, 297, 298, 299, 300]}),
     ],
 )

@@ -168,6 +168,32 @@ def test_depth_shows_the_first_the_middle_and_the_last_model(tmp_path: Path) -> 
     np.testing.assert_allclose(sorted(line[-1] for line in solid), [0.1, 0.5 / 3, 0.5])
 
 
+def test_depth_is_drawn_as_far_as_a_tenth_of_the_branches_go(tmp_path: Path) -> None:
+    (run,) = runs_of(tmp_path, files_of(cycles=1))
+    lines = run.theory[0].depth
+    assert lines is not None
+    # Of 100 branches 10 are left at depth 4, which is a tenth, and 9 at depth 5.
+    left = zip(lines, (100, 60, 20, 10, 9), strict=True)
+    ending = [line.model_copy(update={"branches": branches}) for line, branches in left]
+    theory = [run.theory[0].model_copy(update={"depth": ending})]
+    (axes,) = theory_figures.depth([Run(**{**vars(run), "theory": theory})]).axes
+    assert {tuple(np.asarray(line.get_xdata(), int)) for line in axes.lines} == {(1, 2, 3, 4)}
+    rows = theory_tables.depth([Run(**{**vars(run), "theory": theory})]).rows
+    assert len(rows) == 5, "the numbers are there at every depth"
+
+
+@pytest.mark.parametrize("depth", [15, 25])
+def test_depths_are_whole_numbers_on_the_axis(tmp_path: Path, depth: int) -> None:
+    (run,) = runs_of(tmp_path, files_of(cycles=1))
+    line = (run.theory[0].depth or [])[0]
+    lines = [line.model_copy(update={"depth": at}) for at in range(1, depth + 1)]
+    theory = [run.theory[0].model_copy(update={"depth": lines})]
+    figure = theory_figures.depth([Run(**{**vars(run), "theory": theory})])
+    ticks = [tick for tick in figure.axes[0].get_xticks() if 1 <= tick <= depth]
+    assert len(ticks) > 2
+    assert all(float(tick).is_integer() for tick in ticks)
+
+
 def test_without_a_simulator_the_holdout_is_drawn(tmp_path: Path) -> None:
     runs = runs_of(tmp_path, files_of(cycles=3), simulator=False)
     assert "held-out real transitions" in theory_figures.bracket(runs).get_supxlabel()

@@ -255,6 +255,12 @@ def test_without_the_theory_only_the_results_are_drawn_again(workspace: Path) ->
     assert planned(workspace) == RESULTS
 
 
+def test_other_returns_to_reach_only_draw_the_results_again(workspace: Path) -> None:
+    assert planned(workspace, "--config", "returns={test-pendulum: [50]}") == RESULTS
+    # Nothing of a task that is not in the experiment is drawn.
+    assert planned(workspace, "--config", "returns={Hopper: [1000]}") == set()
+
+
 def test_another_learning_rate_of_phase_2_reruns_from_phase_2_of_the_second_cycle_on(workspace: Path) -> None:
     set_key(workspace, "algorithms/test-usbpo", "phase2.learning_rate", 2e-4)
     later = [jobs(rule, [2, 3], [USBPO]) for rule in ("phase2", "rollout", "policy", "evaluate", "theory")]

@@ -111,7 +111,7 @@ def _verb(stage: str) -> Callable[..., None]:
     """A stage as a command: every argument is an option, described by the configuration or by the docstring.
 
     A parameter that the configuration has a default for keeps it, so that a stage is easily run by hand; the rules
-    always give all of them.
+    always give all of them. One whose default follows from other keys must be given.
     """
     function = _stage_function(stage)
     signature = introspection.signature(function)
@@ -143,7 +143,9 @@ def _verb(stage: str) -> Callable[..., None]:
         option = typer.Option(f"--{name.replace('_', '-')}", help=text, min=lowest if name not in keys else None)
         default = parameter.default
         if name in keys and not keys[name].is_required():
-            default = keys[name].default
+            # Null, where the stage must have a value, is what the configuration works out from other keys.
+            worked_out = keys[name].default is None and "None" not in str(parameter.annotation)
+            default = parameter.default if worked_out else keys[name].default
         parameters.append(parameter.replace(annotation=Annotated[parameter.annotation, option], default=default))
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -193,7 +195,7 @@ def _with_repeated_options(stage: str, argv: list[str]) -> list[str]:
     if stage not in SECTIONS:
         if stage != "results":
             return argv
-        many, optional = {"--runs"}, set[str]()
+        many, optional = {"--runs", "--returns"}, set[str]()
     else:
         kinds = {
             f"--{n.replace('_', '-')}": str(p.annotation)
@@ -236,13 +238,23 @@ def results(
     experiment: Annotated[str, typer.Option(help="Name of the experiment.")],
     runs: Annotated[list[str], typer.Option(help="Runs, TASK/METHOD/seed-N:cycles=N:cycle_steps=N…")],
     output: Annotated[Path, typer.Option(help="Folder for figures and tables.")],
+    returns: Annotated[
+        list[str] | None,
+        typer.Option(help="Returns whose first reaching is timed, TASK=RETURN,RETURN…", show_default=False),
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
 ) -> None:
     """Draw the figures and tables of an experiment."""
     from usbpo.report.results import results as make_results
-    from usbpo.report.runs import RunFiles
+    from usbpo.report.runs import RunFiles, parse_returns
 
-    make_results(experiment=experiment, runs=[RunFiles.parse(run) for run in runs], output=output, root=folder)
+    make_results(
+        experiment=experiment,
+        runs=[RunFiles.parse(run) for run in runs],
+        output=output,
+        returns=parse_returns(returns or []),
+        root=folder,
+    )
 
 
 def plan(

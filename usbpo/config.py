@@ -273,6 +273,10 @@ class EvaluateKeys(Section):
     )
 
 
+LEAST_DEPTH = 10
+"""Model steps over which the error is measured where the task's own rollouts are shorter"""
+
+
 class TheoryKeys(Section):
     """Measuring shift, bias and the bounds of the poster against the simulator, after each model update."""
 
@@ -280,7 +284,13 @@ class TheoryKeys(Section):
         "Rows of the hold-out and of D_model, each, on which distances are measured.", "rows", OURS, 1024, ge=3
     )
     starts: int = key("Real states from which model and simulator take the same actions.", "rows", OURS, 256, ge=1)
-    depth: int = key("Steps that they take.", "model steps", OURS, 10, ge=1)
+    depth: int | None = key(
+        f"Steps that they take; null means the task's longest model rollout, and at least {LEAST_DEPTH}.",
+        "model steps",
+        OURS,
+        None,
+        ge=1,
+    )
 
 
 class RunConfig(Section):
@@ -301,6 +311,16 @@ class RunConfig(Section):
     def triggered(self) -> bool:
         """Whether a trigger decides when the model is updated."""
         return self.model is not None and self.schedule.model_update == "triggered"
+
+    @property
+    def theory_depth(self) -> int:
+        """Model steps over which the stage `theory` measures the error: those asked for, or 1 … h and at least 10.
+
+        h is the longest model rollout of the schedule (15 in Hopper, 25 in AntTruncated and HumanoidTruncated).
+        """
+        if self.theory is not None and self.theory.depth is not None:
+            return self.theory.depth
+        return max(LEAST_DEPTH, self.schedule.rollout_length.end_length)
 
     @property
     def cycle_steps(self) -> int:
@@ -354,6 +374,7 @@ class RunConfig(Section):
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 Steps = Annotated[int, Field(ge=1)]
+Returns = Annotated[list[float], Field(min_length=1)]
 
 
 class Experiment(Section):
@@ -373,10 +394,17 @@ class Experiment(Section):
         le=1,
     )
 
+    returns: dict[Name, Returns] = key(
+        "Returns, by task, whose first reaching the results time, beside that of shares of the task's yardstick.",
+        "return",
+        OURS,
+        {},
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
-        for name in ("tasks", "methods", "seeds"):
-            values = getattr(self, name)
+        lists = {name: getattr(self, name) for name in ("tasks", "methods", "seeds")}
+        for name, values in (lists | {f"returns.{task}": values for task, values in self.returns.items()}).items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {values}")
         if isinstance(self.steps, dict):
@@ -594,17 +622,28 @@ def validated_run(layers: list[tuple[Path, Any]], task_file: Path) -> RunConfig:
         raise UsbpoError(f"{path}: {sentence(detail)}") from error
 
 
+_REAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
 def with_numbers(content: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment's keys with numbers in `seeds` and `steps` where Snakemake's `--config 'seeds=[0]'` leaves text."""
+    """An experiment's keys with numbers where Snakemake's `--config 'seeds=[0]'` leaves text: seeds, steps, returns."""
 
     def number(value: Any) -> Any:
         return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+    def real(value: Any) -> Any:
+        return float(value) if isinstance(value, str) and _REAL.fullmatch(value) else value
 
     found = dict(content)
     if isinstance(found.get("seeds"), list):
         found["seeds"] = [number(seed) for seed in found["seeds"]]
     if isinstance(found.get("steps"), dict):
         found["steps"] = {task: number(steps) for task, steps in found["steps"].items()}
+    if isinstance(found.get("returns"), dict):
+        found["returns"] = {
+            task: [real(each) for each in returns] if isinstance(returns, list) else returns
+            for task, returns in found["returns"].items()
+        }
     return found
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from usbpo import layout
-from usbpo.config import Experiment, ModelKeys, RunConfig, load_experiment, load_run
+from usbpo.config import Experiment, ModelKeys, RunConfig, find, load_experiment, load_run
 from usbpo.errors import UsbpoError
 from usbpo.layout import five_digits
-from usbpo.report.runs import RunFiles
+from usbpo.report.runs import RunFiles, returns_option
 from usbpo.schedule import Schedule, blocks_and_shards, completed_block, shards_of_block
 from usbpo.usercode import module_fingerprint
 
@@ -191,8 +191,9 @@ class Run:
         holdout = as_options(self.config.phase1, only={"holdout_ratio", "holdout_limit"})
         discount = as_options(self.config.policy, only={"discount"})
         termination = shlex.quote(self.config.environment.termination)
+        size = f"{as_options(self.config.theory, without={'depth'})} --depth {self.config.theory_depth}"
         return (
-            f"{self._environment()} --termination {termination} {as_options(self.config.theory)} {holdout} {discount} "
+            f"{self._environment()} --termination {termination} {size} {holdout} {discount} "
             f"--retained-updates {self.schedule.retained_updates}"
         )
 
@@ -266,6 +267,7 @@ class Plan:
     def __init__(self, content: Mapping[str, Any], source: str, folders: Iterable[Path]) -> None:
         self.experiment: Experiment = load_experiment(content, source)
         self.folders = tuple(folders)
+        self._check_returns(source)
         self.cycles: dict[Run, int] = {}
         for task in self.experiment.tasks:
             for method in self.experiment.methods:
@@ -276,6 +278,15 @@ class Plan:
     def run(self, task: str, method: str, seed: int) -> Run:
         """Any run, of this experiment or not."""
         return Run(task, method, seed, load_run(task, method, self.folders))
+
+    def _check_returns(self, source: str) -> None:
+        """Refuse returns of a task that does not exist; a part of an experiment may leave out tasks that do."""
+        for task in self.experiment.returns:
+            if task not in self.experiment.tasks:
+                try:
+                    find("tasks", task, self.folders)
+                except UsbpoError as error:
+                    raise UsbpoError(f"{source}: returns: {error}") from error
 
     def _cycles(self, run: Run, source: str) -> int:
         cycle_steps = run.schedule.cycle_steps
@@ -324,6 +335,11 @@ class Plan:
     def result_runs(self) -> list[str]:
         """The runs as `usbpo results --runs` takes them."""
         return [str(run.files(cycles)) for run, cycles in self.cycles.items()]
+
+    def result_returns(self) -> list[str]:
+        """The returns whose first reaching is timed, as `usbpo results --returns` takes them."""
+        asked = self.experiment.returns
+        return [returns_option(task, asked[task]) for task in self.experiment.tasks if task in asked]
 
     def event_files(self) -> list[str]:
         """TensorBoard's file of each run."""

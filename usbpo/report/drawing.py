@@ -260,10 +260,14 @@ class _Compact(ticker.Formatter):
 
 
 def x_axis(axes: Axes, ticks: int = 5) -> None:
-    """Ticks where the points are if these are few, else about `ticks` round ones, and a little air at the sides."""
+    """Ticks where the points are if these are few, else about `ticks` round ones, and a little air at the sides.
+
+    Ticks are whole numbers, as steps, updates and depths are.
+    """
     axes.margins(x=0.03)
     places = sorted({float(x) for line in axes.lines for x in np.asarray(line.get_xdata())})
-    axes.xaxis.set_major_locator(ticker.FixedLocator(places) if len(places) <= ticks - 1 else _round_ticks(ticks))
+    few = len(places) <= ticks - 1
+    axes.xaxis.set_major_locator(ticker.FixedLocator(places) if few else _round_ticks(ticks, whole=True))
     axes.xaxis.set_major_formatter(_Compact())
 
 
@@ -280,8 +284,8 @@ def value_axis(axes: Axes, ticks: int = 4) -> None:
     axes.xaxis.set_major_formatter(_Compact())
 
 
-def _round_ticks(ticks: int) -> ticker.Locator:
-    return ticker.MaxNLocator(nbins=ticks, steps=[1, 2, 2.5, 5, 10])
+def _round_ticks(ticks: int, *, whole: bool = False) -> ticker.Locator:
+    return ticker.MaxNLocator(nbins=ticks, steps=[1, 2, 2.5, 5, 10], integer=whole)
 
 
 def log_axis(row: Iterable[Axes]) -> None:

@@ -1,6 +1,6 @@
 """The stage `results`: reads the runs of an experiment and leaves its tables and figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,14 @@ from usbpo.report.records import read_run
 from usbpo.report.runs import RunFiles
 
 
-def results(*, experiment: str, runs: Sequence[RunFiles], output: Path, root: Path = Path()) -> None:
+def results(
+    *,
+    experiment: str,
+    runs: Sequence[RunFiles],
+    output: Path,
+    returns: Mapping[str, Sequence[float]] | None = None,
+    root: Path = Path(),
+) -> None:
     """Write every one of `runs.FILES` into the folder `output`.
 
     Methods take their colours, and all tables their order, from the order of `runs`. Equal input files give equal
@@ -21,23 +28,27 @@ def results(*, experiment: str, runs: Sequence[RunFiles], output: Path, root: Pa
         experiment: its name, for headings.
         runs: one entry for each task, method and seed.
         output: the folder of the results, for instance data/results/EXPERIMENT.
+        returns: for a task the returns whose first reaching is timed beside the shares of its yardstick.
         root: the folder below which data/runs lies.
 
     Raises:
-        UsbpoError: no runs, a run named twice, seeds of one method of unequal lengths, an input file that is missing,
-            damaged or of another run, or an output folder that cannot be written.
+        UsbpoError: no runs, a run named twice, seeds of one method of unequal lengths, returns of a task without runs,
+            an input file that is missing, damaged or of another run, or an output folder that cannot be written.
     """
     _check(runs)
+    for task in returns or {}:
+        if all(run.task != task for run in runs):
+            raise UsbpoError(f"returns are given for the task {task}, but none of the runs is of it; leave them out.")
     read = [read_run(run, root) for run in runs]
-    returns = tables.final_returns(read)
+    final = tables.final_returns(read)
     evaluated = scores.curves(read)
-    compared = scores.by_task(evaluated)
+    compared = scores.by_task(evaluated, returns)
     pooled = scores.pooled(compared)
     improvements = list(scores.improvements(compared))
 
     for name, table in {
         "evaluations": tables.evaluations(read),
-        "final_returns": tables.final_returns_table(returns),
+        "final_returns": tables.final_returns_table(final),
         "learning_curves": tables.learning_curves(evaluated),
         "beside_published": tables.beside_published(evaluated),
         "comparison": tables.comparison(compared),
@@ -51,7 +62,7 @@ def results(*, experiment: str, runs: Sequence[RunFiles], output: Path, root: Pa
     }.items():
         write_text(output / f"{name}.csv", table.csv())
     for name, page in {
-        "final_returns": tables.final_returns_page(experiment, returns),
+        "final_returns": tables.final_returns_page(experiment, final),
         "comparison": tables.comparison_page(experiment, compared),
     }.items():
         write_text(output / f"{name}.md", page.markdown())

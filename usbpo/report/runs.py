@@ -1,7 +1,9 @@
 """Which runs an experiment's results are made of, and which of their files the results read."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,33 @@ class RunFiles:
     def path(self, pattern: str, cycle: int) -> Path:
         """A file of one cycle, relative to the root of the repository; `pattern` is one of `usbpo.layout`."""
         return Path(pattern.format(task=self.task, method=self.method, seed=self.seed, cycle=five_digits(cycle)))
+
+
+RETURNS_FORM = "TASK=RETURN,RETURN…"
+"""How the returns of a task are written on the command line."""
+
+
+def returns_option(task: str, returns: Iterable[float]) -> str:
+    """The returns of a task in the form `RETURNS_FORM`, Hopper=1000,3000."""
+    return f"{task}={','.join(str(int(each)) if float(each).is_integer() else repr(each) for each in returns)}"
+
+
+def parse_returns(words: Iterable[str]) -> dict[str, list[float]]:
+    """The returns of each task that `returns_option`, or a person, wrote.
+
+    Raises:
+        UsbpoError: a word has another form, or a task is named twice.
+    """
+    found: dict[str, list[float]] = {}
+    for word in words:
+        task, _, values = word.partition("=")
+        try:
+            returns = [float(value) for value in values.split(",")]
+        except ValueError:
+            returns = []
+        if not task or not returns or not all(map(isfinite, returns)):
+            raise UsbpoError(f"returns {word!r}: write them as {RETURNS_FORM}, each a number.")
+        if task in found:
+            raise UsbpoError(f"returns of the task {task} are given twice; write them in one, {RETURNS_FORM}.")
+        found[task] = returns
+    return found

@@ -1,6 +1,6 @@
 """What methods are compared by: curves over seeds, final returns, areas, steps to a return, improvement."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,10 +79,12 @@ class TaskScores:
     yardstick: Yardstick | None
     """None where nothing is published and no method has learned anything yet"""
     methods: dict[str, Scores]
+    returns: tuple[float, ...] = ()
+    """Returns that the experiment names, whose first reaching is timed beside `levels`; ascending"""
 
     @property
     def levels(self) -> list[tuple[float, float]]:
-        """(share, return) of each return whose first reaching is timed."""
+        """(share, return) of each share of the yardstick whose first reaching is timed."""
         return [(share, self.yardstick.level(share)) for share in SHARES] if self.yardstick else []
 
 
@@ -131,15 +133,20 @@ def _curve(task: str, method: str, seeds: Sequence[Run]) -> Curve:
     )
 
 
-def by_task(all_curves: Iterable[Curve]) -> list[TaskScores]:
-    """The scores of every method on every task; methods of one task are compared at their last common step."""
+def by_task(all_curves: Iterable[Curve], returns: Mapping[str, Sequence[float]] | None = None) -> list[TaskScores]:
+    """The scores of every method on every task; methods of one task are compared at their last common step.
+
+    Args:
+        all_curves: of every method and task.
+        returns: for a task the returns whose first reaching is timed beside the shares of its yardstick.
+    """
     tasks: dict[str, list[Curve]] = {}
     for curve in all_curves:
         tasks.setdefault(curve.task, []).append(curve)
-    return [_task_scores(task, its_curves) for task, its_curves in tasks.items()]
+    return [_task_scores(task, its_curves, (returns or {}).get(task, ())) for task, its_curves in tasks.items()]
 
 
-def _task_scores(task: str, its_curves: Sequence[Curve]) -> TaskScores:
+def _task_scores(task: str, its_curves: Sequence[Curve], returns: Sequence[float]) -> TaskScores:
     end = min(curve.steps[-1] for curve in its_curves)
     methods = {}
     for curve in its_curves:
@@ -147,7 +154,8 @@ def _task_scores(task: str, its_curves: Sequence[Curve]) -> TaskScores:
         area = statistics.area_under_curve(curve.steps, curve.returns, end)
         values = {"final": curve.returns[:, last], "area": area}
         methods[curve.method] = Scores(curve, int(curve.steps[last]), values)
-    return TaskScores(task, published_yardstick(task) or _own_yardstick(methods.values()), methods)
+    yardstick = published_yardstick(task) or _own_yardstick(methods.values())
+    return TaskScores(task, yardstick, methods, tuple(sorted(map(float, returns))))
 
 
 def _own_yardstick(methods: Iterable[Scores]) -> Yardstick | None:

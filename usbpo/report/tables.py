@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from usbpo.report.published import SHARES, published, related
 from usbpo.report.records import Run, grouped
-from usbpo.report.scores import ALL_TASKS, BASE, SCORES, Curve, Improvement, Pooled, TaskScores
+from usbpo.report.scores import ALL_TASKS, BASE, SCORES, Curve, Improvement, Pooled, Scores, TaskScores
 from usbpo.report.statistics import Estimate, median_with_never
 
 STYLE = (
-    "body{font:15px/1.45 sans-serif;color:#222;margin:2em;max-width:75em}h1{font-size:1.3em}"
+    "body{font:15px/1.45 sans-serif;color:#222;margin:2em;max-width:75em}h1{font-size:1.3em}h2{font-size:1.1em}"
     "table{border-collapse:collapse;margin-bottom:1.5em}"
     "th,td{padding:.3em .8em;text-align:right;border-bottom:1px solid #e6e6e6;white-space:nowrap}"
     "th{border-bottom:2px solid #666;white-space:normal;vertical-align:bottom}"
@@ -52,6 +52,16 @@ def _cell(value: Cell) -> str:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A further table of a page."""
+
+    heading: str
+    columns: tuple[str, ...]
+    rows: list[list[str]]
+    """The first two columns are names, the others numbers."""
+
+
+@dataclass(frozen=True)
 class Page:
     """A table to be read, with what its reader needs to know."""
 
@@ -61,27 +71,38 @@ class Page:
     """The first two columns are names, the others numbers."""
     remarks: list[str]
     explanation: str
+    further: tuple[Part, ...] = ()
 
     def markdown(self) -> str:
         """As a Markdown file."""
-        ruler = [":--"] * 2 + ["--:"] * (len(self.columns) - 2)
-        lines = [f"# {self.title}", ""]
-        lines += [f"| {' | '.join(cells)} |" for cells in (self.columns, *self.rows)]
-        lines.insert(3, f"|{'|'.join(ruler)}|")
+        lines = [f"# {self.title}", "", *_markdown(self.columns, self.rows)]
         lines += ["", *(f"- {remark}" for remark in self.remarks), *([""] if self.remarks else []), self.explanation]
+        for part in self.further:
+            lines += ["", f"## {part.heading}", "", *_markdown(part.columns, part.rows)]
         return "\n".join(lines) + "\n"
 
     def html(self) -> str:
         """As a page of its own, which `snakemake --report` shows."""
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
-        body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows)
+        further = "".join(f"<h2>{escape(part.heading)}</h2>\n{_html(part.columns, part.rows)}" for part in self.further)
         remarks = "".join(f"<p>{escape(remark)}</p>\n" for remark in self.remarks)
         return (
             f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(self.title)}</title>\n'
-            f"<style>{STYLE}</style></head>\n<body>\n<h1>{escape(self.title)}</h1>\n<table>\n"
-            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
-            f"{remarks}<p>{escape(self.explanation)}</p>\n</body>\n</html>\n"
+            f"<style>{STYLE}</style></head>\n<body>\n<h1>{escape(self.title)}</h1>\n"
+            f"{_html(self.columns, self.rows)}{remarks}<p>{escape(self.explanation)}</p>\n{further}</body>\n</html>\n"
         )
+
+
+def _markdown(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    """The lines of a table; the first two columns are names, the others numbers."""
+    head, *body = (f"| {' | '.join(cells)} |" for cells in (columns, *rows))
+    ruler = [":--"] * 2 + ["--:"] * (len(columns) - 2)
+    return [head, f"|{'|'.join(ruler)}|", *body]
+
+
+def _html(columns: tuple[str, ...], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
 
 
 @dataclass(frozen=True)
@@ -198,12 +219,17 @@ def beside_published(curves: Sequence[Curve]) -> Table:
     return Table(columns, rows)
 
 
-def comparison(tasks: Iterable[TaskScores]) -> Table:
-    """`comparison.csv`: final return, area under the curve and steps to returns, for every task and method."""
+def comparison(tasks: Sequence[TaskScores]) -> Table:
+    """`comparison.csv`: final return, area under the curve and steps to returns, for every task and method.
+
+    The returns that the experiment names are numbered from 1, the lowest of each task first.
+    """
     names = ("return", "seeds_there", "steps")
     shares = [f"{name}_{share:.0%}".rstrip("%") for share in SHARES for name in names]
+    most = max(len(task.returns) for task in tasks)
+    named = [f"{name}_named_{number}" for number in range(1, most + 1) for name in names]
     estimates = [f"{score}_{part}" for score in SCORES for part in ("iqm", "low", "high")]
-    columns = ("task", "method", "seeds", "on_policy_steps", *estimates, "yardstick", *shares)
+    columns = ("task", "method", "seeds", "on_policy_steps", *estimates, "yardstick", *shares, *named)
     rows: list[tuple[Cell, ...]] = []
     for task in tasks:
         for method, scores in task.methods.items():
@@ -212,10 +238,18 @@ def comparison(tasks: Iterable[TaskScores]) -> Table:
                 cells += _numbers(scores.estimates[score])
             cells.append(task.yardstick.source if task.yardstick else None)
             for _, level in task.levels:
-                steps = scores.steps_to(level)
-                cells += [level, int(np.isfinite(steps).sum()), _whole(median_with_never(steps))]
+                cells += _reaching(scores, level)
+            cells += [None] * (len(columns) - len(named) - len(cells))
+            for level in task.returns:
+                cells += _reaching(scores, level)
             rows.append((*cells, *[None] * (len(columns) - len(cells))))
     return Table(columns, rows)
+
+
+def _reaching(scores: Scores, level: float) -> list[Cell]:
+    """A return, how many seeds got there, and the median of their steps."""
+    steps = scores.steps_to(level)
+    return [level, int(np.isfinite(steps).sum()), _whole(median_with_never(steps))]
 
 
 def comparison_page(experiment: str, tasks: Sequence[TaskScores]) -> Page:
@@ -240,7 +274,20 @@ def comparison_page(experiment: str, tasks: Sequence[TaskScores]) -> Page:
         "evaluation episodes. All methods of a task are compared up to the last step that all have reached. Steps: "
         "median over seeds of the first evaluation at or above the return, where a seed that never got there is later "
         "than all others; in brackets how many got there, if not all; a dash: fewer than the median needs.",
+        _named_returns(tasks),
     )
+
+
+def _named_returns(tasks: Sequence[TaskScores]) -> tuple[Part, ...]:
+    """The steps to the returns that the experiment names, a row a return, a column a method; none if it names none."""
+    methods = list(dict.fromkeys(method for task in tasks for method in task.methods))
+    rows = [
+        [task.task, (f"{level:,.0f}" if level.is_integer() else f"{level:,}").replace("-", "−")]
+        + [_reached(task.methods[method].steps_to(level)) if method in task.methods else "" for method in methods]
+        for task in tasks
+        for level in task.returns
+    ]
+    return (Part("Steps to returns that the experiment names", ("task", "return", *methods), rows),) if rows else ()
 
 
 def _reached(steps: NDArray[np.float64]) -> str:
@@ -258,13 +305,16 @@ def _yardstick(task: TaskScores) -> str:
 
 
 def steps_to_return(tasks: Iterable[TaskScores]) -> Table:
-    """`steps_to_return.csv`: one row for every seed and return; empty steps mean never."""
+    """`steps_to_return.csv`: one row for every seed and return.
+
+    Empty steps mean never, an empty share a return that the experiment names.
+    """
     columns = ("task", "method", "seed", "share", "return", "on_policy_steps")
     rows: list[tuple[Cell, ...]] = [
         (task.task, method, seed, share, level, _whole(steps))
         for task in tasks
         for method, scores in task.methods.items()
-        for share, level in task.levels
+        for share, level in (*task.levels, *((None, level) for level in task.returns))
         for seed, steps in zip(scores.curve.seeds, scores.steps_to(level), strict=True)
     ]
     return Table(columns, rows)

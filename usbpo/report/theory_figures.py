@@ -1,27 +1,32 @@
 """The figures of the theory, measured: bracket, surrogate bias, error over depth, bound. Colours are methods."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from usbpo.files import write_text
 from usbpo.report import drawing, theory_tables
 from usbpo.report.drawing import Array, Look
-from usbpo.report.records import Run, Terms, Theory
+from usbpo.report.records import DepthLine, Run, Terms, Theory
 from usbpo.report.theory_tables import PHASES, Phase, Place, first_seeds
 
 Pick = Callable[[Theory], float | None]
-End = tuple[float, int, str]
+End = tuple[float, float, int, str]
+"""Where a line over depth ends, height and depth; the on-policy steps that name it, and its colour"""
 
 UNIT = "W₂ distance"
 NOTHING = "No method of this experiment measures the theory."
 NO_TRUTH = (
     "The simulator's state cannot be set from the observations of these tasks, so there is no truth to compare with."
 )
+ENOUGH_BRANCHES = 0.1
+"""Share of the branches that must go on at a depth for their median to be drawn there"""
 NOT_YET = "Nothing to compare yet: model shift begins with the second model update."
 
 
@@ -153,9 +158,12 @@ def depth(runs: Sequence[Run]) -> Figure:
     figure, panels = drawing.panels(len(tasks), len(methods), size, sharey="row")
     for row, task in zip(panels, tasks, strict=True):
         groups, named = _seeds(measured, task), []
+        deepest = max(len(theory.depth or ()) for seeds in groups.values() for run in seeds for theory in run.theory)
         for axes, method in zip(row, methods, strict=True):
             ends = _depths(axes, groups[method], style[method]) if method in groups else []
             drawing.x_axis(axes, 6)
+            air = 0.03 * max(deepest - 1, 1)
+            axes.set_xlim(1 - air, deepest + air)
             named.append((axes, ends))
         drawing.log_axis(row)
         for axes, ends in named:
@@ -178,7 +186,8 @@ def depth(runs: Sequence[Run]) -> Figure:
     drawing.note(
         figure,
         "Light to full colour: after the first, the middle and the last model update (its on-policy steps stand at "
-        f"the end).\nSolid: median over branches. Shaded: quartiles, of the last. {_spread(measured)}",
+        "the line's end).\nSolid: median over branches, as far as a tenth of them go. Shaded: quartiles, of the last. "
+        f"{_spread(measured)}",
     )
     return figure
 
@@ -222,40 +231,50 @@ def _depths(axes: Axes, seeds: Sequence[Run], look: Look) -> list[End]:
     """Three model updates of one method: first, middle, last; means over seeds of their medians.
 
     Returns:
-        The right end of each line: its height, its on-policy steps and its colour.
+        The right end of each line.
     """
-    updates = [[theory for theory in run.theory if theory.depth] for run in seeds]
+    updates = [[(theory, _well_reached(theory.depth)) for theory in run.theory if theory.depth] for run in seeds]
     updates = [each for each in updates if each]
     fewest = min(len(each) for each in updates)
     shares = {1: (1.0,), 2: (0.0, 1.0)}.get(fewest, (0.0, 0.5, 1.0))
     ends = []
     for share in shares:
         chosen = [each[round(share * (len(each) - 1))] for each in updates]
-        steps = min(len(theory.depth or ()) for theory in chosen)
+        steps = min(len(lines) for _, lines in chosen)
         x = np.arange(1, steps + 1, dtype=np.float64)
         colour = look.colour if share == shares[-1] else look.tint
         weight = 3.0 if share == shares[-1] else 2.0 if share else 1.3
 
-        def mean(name: str, of: Sequence[Theory] = chosen, count: int = steps) -> Array:
-            values = [[getattr(line, name) for line in (theory.depth or ())[:count]] for theory in of]
+        def mean(name: str, of: Sequence[tuple[Theory, list[DepthLine]]] = chosen, count: int = steps) -> Array:
+            values = [[getattr(line, name) for line in lines[:count]] for _, lines in of]
             return np.asarray(np.mean(np.array(values, dtype=np.float64), axis=0))
 
         if share == shares[-1]:
             drawing.band(axes, x, np.array([mean("error_q25"), mean("error_q75")]), look)
         axes.plot(x, mean("error_q50"), color=colour, linewidth=weight, zorder=2 + share)
         axes.plot(x, mean("one_step"), color=colour, linewidth=weight * 0.6, linestyle=drawing.DASHES, zorder=2 + share)
-        ends.append((float(mean("error_q50")[-1]), seeds[0].files.steps(chosen[0].cycle), colour))
+        ends.append((float(mean("error_q50")[-1]), float(x[-1]), seeds[0].files.steps(chosen[0][0].cycle), colour))
     return ends
+
+
+def _well_reached(lines: Sequence[DepthLine]) -> list[DepthLine]:
+    """The depths up to which enough branches go on: the few that go further say little, and are not like the others."""
+    return list(takewhile(lambda line: line.branches >= ENOUGH_BRANCHES * lines[0].branches, lines))
 
 
 def _name_ends(axes: Axes, ends: Iterable[End]) -> None:
     """Write the on-policy steps at the end of each line, none over another; the axis is logarithmic."""
-    low, high = np.log(axes.get_ylim())
-    lowest = -1.0
-    for end, steps, colour in sorted(ends):
-        height = max(float((np.log(end) - low) / (high - low)), lowest)
-        axes.text(1.01, height, f"{steps:,}", transform=axes.transAxes, color=colour, fontsize=12, va="center")
-        lowest = height + 0.065
+    (low, high), (left, right) = np.log(axes.get_ylim()), axes.get_xlim()
+    placed: list[tuple[float, float]] = []
+    for end, depth, steps, colour in sorted(ends):
+        along = (depth - left) / (right - left) + 0.03
+        height = float((np.log(end) - low) / (high - low))
+        height = max([height, *(other + 0.065 for at, other in placed if abs(at - along) < 0.2)])
+        axes.text(
+            along, height, f"{steps:,}", transform=axes.transAxes, color=colour, fontsize=12, va="center",
+            path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5,
+        )  # fmt: skip
+        placed.append((along, height))
 
 
 def _before_and_after(axes: Axes, seeds: Sequence[Run], place: Place, name: str, look: Look) -> None:

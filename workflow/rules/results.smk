@@ -20,8 +20,10 @@ rule results:
         code=fingerprint("report.results"),
         experiment=PLAN.experiment.experiment,
         runs=PLAN.result_runs(),
+        returns=PLAN.result_returns(),
         folder=subpath(output[0], parent=True),
     message:
         "results: figures and tables of {params.experiment}"
     shell:
-        "usbpo results --experiment {params.experiment} --runs {params.runs} --output {params.folder} > {log} 2>&1"
+        "usbpo results --experiment {params.experiment} --runs {params.runs} --returns {params.returns} "
+        "--output {params.folder} > {log} 2>&1"
