@@ -12,8 +12,10 @@ from workflow_tools import EXPERIMENT, FOLDERS, MBPO, RESULTS, finished_workspac
 
 from usbpo import cli
 from usbpo.config import read_yaml
-from usbpo.plan import Plan
-from usbpo.report.estimate import bytes_by_size, estimate, print_plan
+from usbpo.plan import Plan, Run
+from usbpo.report.costs import bytes_by_size, costs_of
+from usbpo.report.estimate import estimate, print_plan
+from usbpo.sizes import Sizes
 
 
 def plan_of(**changes: object) -> Plan:
@@ -74,7 +76,7 @@ def test_sizes_are_those_of_the_files(stage: str, finished: Path) -> None:
     """Of what is large: the numbers. A tiny file is mostly what its format adds, so its own overhead is allowed."""
     run = next(run for run in plan_of().cycles if run.method == "test-usbpo")
     found = sum((finished / path).stat().st_size for path in run.jobs(3)[stage])
-    told = bytes_by_size(run, 4, 1)[stage](3)
+    told = bytes_by_size(Sizes(run.config, run.schedule, 4, 1))[stage](3)
     assert abs(told - found) < 0.1 * found + 14_000
 
 
@@ -84,7 +86,9 @@ def test_the_table_says_counts_times_and_how_they_are_known(finished: Path) -> N
     said = " ".join(text.getvalue().split())
     assert "test-pendulum test-usbpo 1 4 30 23" in said
     assert "on 2 cores" in said
-    assert "Times of 13 of the 13 jobs to come are those" in said
+    assert "those of 13 of the 13 jobs to come are then scaled" in said
+    assert "test-pendulum test-usbpo 1 4 30 23" in said
+    assert "800 MB" in said, "the stages with a simulator take most memory"
     text = io.StringIO()
     print_plan(plan_of(), 2, finished, Console(file=text, width=120))
     assert "All files stand already" in text.getvalue()
@@ -114,12 +118,77 @@ def test_the_verb_knows_the_projects_files_in_a_users_own_folder(
         assert "test-pendulum" in capsys.readouterr().out
 
 
+def write_benchmark(root: Path, run: Run, stage: str, cycle: int, seconds: float) -> None:
+    path = root / f"data/runs/{run.name}/benchmarks/{cycle:05d}/{stage}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\n{seconds}\n")
+
+
+def leave_file(root: Path, name: str, size: float) -> None:
+    """A file of so many bytes that takes no disk."""
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    with open(root / name, "wb") as file:
+        file.truncate(int(size))
+
+
+@pytest.mark.parametrize("stage", ["policy", "rollout", "phase1", "theory"])
+def test_a_stage_that_took_twice_the_calculated_time_will_do_so_in_later_cycles(stage: str, tmp_path: Path) -> None:
+    plan = plan_of(methods=["test-mbpo"], steps=1200)
+    (run,) = plan.cycles
+    seconds = costs_of(run).seconds_of[stage]
+    for cycle in (1, 2, 5):
+        write_benchmark(tmp_path, run, stage, cycle, 2 * seconds(cycle))
+    (line,), (bare,) = estimate(plan, tmp_path), estimate(plan, tmp_path / "empty")
+    assert line.seconds - bare.seconds == pytest.approx(sum(seconds(cycle) for cycle in range(1, 41)))
+    assert line.measured[True] == 40
+
+
+@pytest.fixture(scope="module")
+def ant() -> Plan:
+    content = {**read_yaml(EXPERIMENT), "tasks": ["AntTruncated"], "methods": ["mbpo"], "steps": 300_000}
+    return Plan(content, source="e.yaml", folders=FOLDERS)
+
+
+def test_rollouts_that_will_grow_are_not_taken_for_as_small_as_those_that_stand(ant: Plan, tmp_path: Path) -> None:
+    """Ant's grow from 1 to 25 steps, from 26 to 655 MB, and the eight first files say nothing of that."""
+    (run,) = ant.cycles
+    size = 100_000 * 262
+    for cycle in range(1, 9):
+        for path in run.jobs(cycle)["rollout"]:
+            leave_file(tmp_path, path, 0.9 * size if path.endswith(".h5") else 500)
+    (line,), (bare,) = estimate(ant, tmp_path), estimate(ant, tmp_path / "empty")
+    lengths = [run.schedule.rollout_steps(cycle) for cycle in range(1, 1201)]
+    assert max(lengths) == 25
+    assert bare.bytes == pytest.approx(size * sum(lengths), rel=0.05)
+    assert bare.bytes - line.bytes == pytest.approx(0.1 * size * sum(lengths), rel=0.05), "a tenth ended early"
+    assert line.bytes > 500e9
+
+
+def test_rollouts_that_grow_take_longer_to_make_and_to_read(ant: Plan) -> None:
+    (run,) = ant.cycles
+    seconds = costs_of(run).seconds_of
+    for stage in ("rollout", "policy", "theory", "phase1"):
+        assert seconds[stage](1200) > seconds[stage](8), stage
+
+
+def test_methods_of_equal_work_get_equal_times(tmp_path: Path) -> None:
+    (tmp_path / "algorithms").mkdir()
+    for name, threshold in (("low", 0.1), ("high", 9.0)):
+        content = {"base": "test-cmlo", "trigger": {"threshold": threshold}}
+        (tmp_path / f"algorithms/{name}.yaml").write_text(yaml.safe_dump(content))
+    content = {**read_yaml(EXPERIMENT), "methods": ["low", "high"]}
+    low, high = estimate(Plan(content, source="e.yaml", folders=(tmp_path, *FOLDERS)), tmp_path)
+    assert low.seconds == high.seconds > 0
+    assert low.bytes == high.bytes
+
+
 def test_a_triggered_stage_takes_the_mean_of_its_cycles(tmp_path: Path) -> None:
     """Most cycles hold the training back, so the median would be that of doing nothing."""
-    for cycle in range(1, 6):
-        path = tmp_path / f"data/runs/test-pendulum/test-cmlo/seed-0/benchmarks/{cycle:05d}/phase1.tsv"
-        path.parent.mkdir(parents=True)
-        path.write_text(f"s\n{60.0 if cycle == 1 else 0.0}\n")
-    (line,) = estimate(plan_of(methods=["test-cmlo"]), tmp_path)
-    (bare,) = estimate(plan_of(methods=["test-cmlo"]), tmp_path / "empty")
-    assert line.seconds - bare.seconds == pytest.approx(12.0 * 9, abs=20)
+    plan = plan_of(methods=["test-cmlo"])
+    (run,) = plan.cycles
+    seconds = costs_of(run).seconds_of["phase1"]
+    for cycle in range(1, 10):
+        write_benchmark(tmp_path, run, "phase1", cycle, 60.0 if cycle == 1 else 0.0)
+    (line,), (bare,) = estimate(plan, tmp_path), estimate(plan, tmp_path / "empty")
+    calculated = sum(seconds(cycle) for cycle in range(1, 10))
+    assert line.seconds - bare.seconds == pytest.approx(60.0 - calculated)

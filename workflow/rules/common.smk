@@ -80,6 +80,11 @@ def of_run(method):
     return lambda wildcards: getattr(run_of(wildcards), method)()
 
 
+def memory_of(stage):
+    """A resource function: the megabytes that a stage takes in the cycle of the path, if it has one."""
+    return lambda wildcards: run_of(wildcards).megabytes(stage, int(wildcards.get("cycle", 0)))
+
+
 def shards_of_block(wildcards):
     return run_of(wildcards).shards_of_block(int(wildcards.block))
 
