@@ -31,8 +31,10 @@ def held(sizes: Sizes, stage: str, cycle: int) -> float:
     real = row * sizes.real_rows(cycle)
     model = sizes.config.model
     match stage:
-        case "initialise" | "collect" | "evaluate":
-            return real * (stage == "initialise") + 10 * agent
+        case "collect" | "evaluate":
+            return 10 * agent
+        case "initialise":
+            return real + 10 * agent
         case "block":  # the shards, and the block that they are joined to
             return 2 * row * (sizes.real_rows(0) + BLOCK_SHARDS * sizes.schedule.cycle_steps)
         case "policy":  # with terminations as numbers; the agent as read, in training with moments, and as written
@@ -47,8 +49,8 @@ def held(sizes: Sizes, stage: str, cycle: int) -> float:
             return 4 * real + 40 * model.members * sizes.real_rows(cycle) + 16 * network + _activations(sizes, model)
         case "phase2":  # real rows as read, and as inputs and targets; M1 and M2
             return 2 * real + _joined(sizes, row, cycle - 1) + 21 * network + _activations(sizes, model)
-        case "rollout":  # a step of all branches comes to ten times their rows, and the layers of one elite's share
-            step = sizes.config.rollout.batch_size * (10 * row + 12 * model.hidden_size / model.elites)
+        case "rollout":  # a step of all branches comes to twelve times their rows, and the layers of one elite's share
+            step = sizes.config.rollout.batch_size * (12 * row + 12 * model.hidden_size / model.elites)
             return real + row * sizes.rollout_rows(cycle) + step + 5 * network + agent
         case "theory":  # rows of D_model are drawn by a permutation of their numbers; M1, and M2 before and after
             return real + _joined(sizes, row + 24, cycle - 1) + 15 * network + _activations(sizes, model) + 8 * agent
