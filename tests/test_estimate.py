@@ -12,8 +12,10 @@ from workflow_tools import EXPERIMENT, FOLDERS, MBPO, RESULTS, finished_workspac
 
 from usbpo import cli
 from usbpo.config import read_yaml
-from usbpo.plan import Plan
-from usbpo.report.estimate import bytes_by_size, estimate, print_plan
+from usbpo.plan import Plan, Run
+from usbpo.report.costs import bytes_by_size, costs_of
+from usbpo.report.estimate import estimate, print_plan, work_of
+from usbpo.sizes import Sizes
 
 
 def plan_of(**changes: object) -> Plan:
@@ -37,7 +39,7 @@ def test_jobs_are_counted_as_snakemake_counts_them(tmp_path: Path) -> None:
         name = f"{line.task}/{line.method}/seed-"
         assert line.jobs == len([job for job in jobs if job.run.startswith(name)]), line.method
         assert (line.runs, line.standing) == (2, 0)
-    assert [line.cycles for line in lines] == [52, 52, 156, 52]
+    assert [line.cycles for line in lines] == [52, 52, 52, 52]
     assert all(line.seconds > 0 and line.bytes > 0 and line.measured[True] == 0 for line in lines)
 
 
@@ -58,7 +60,7 @@ def test_a_method_that_never_ran_takes_the_times_of_one_that_is_like_it(finished
     usbpo, mbpo, cmlo = estimate(plan_of(methods=methods), tmp_path)
     assert mbpo.standing == mbpo.jobs
     assert usbpo.measured == {True: usbpo.jobs - 3, False: 3}, "all but phase 2 in two cycles and the initial policy"
-    assert cmlo.measured[True] == 0, "its cycles are shorter"
+    assert cmlo.measured[True] == 0, "its cycles are stages of another kind"
 
 
 def test_a_damaged_benchmark_file_costs_only_its_measurement(finished: Path, tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_sizes_are_those_of_the_files(stage: str, finished: Path) -> None:
     """Of what is large: the numbers. A tiny file is mostly what its format adds, so its own overhead is allowed."""
     run = next(run for run in plan_of().cycles if run.method == "test-usbpo")
     found = sum((finished / path).stat().st_size for path in run.jobs(3)[stage])
-    told = bytes_by_size(run, 4, 1)[stage](3)
+    told = bytes_by_size(Sizes(run.config, run.schedule, 4, 1))[stage](3)
     assert abs(told - found) < 0.1 * found + 14_000
 
 
@@ -84,18 +86,20 @@ def test_the_table_says_counts_times_and_how_they_are_known(finished: Path) -> N
     said = " ".join(text.getvalue().split())
     assert "test-pendulum test-usbpo 1 4 30 23" in said
     assert "on 2 cores" in said
-    assert "Times of 13 of the 13 jobs to come are those" in said
+    assert "those of 13 of the 13 jobs to come are then scaled" in said
+    assert "test-pendulum test-usbpo 1 4 30 23" in said
+    assert "800 MB" in said, "the stages with a simulator take most memory"
     text = io.StringIO()
     print_plan(plan_of(), 2, finished, Console(file=text, width=120))
     assert "All files stand already" in text.getvalue()
 
 
 def test_a_plan_that_snakemake_can_hardly_hold_is_said(tmp_path: Path) -> None:
-    """The trigger of CMLO makes six jobs of every 10 steps."""
+    """Six jobs a cycle of 30 steps."""
     text = io.StringIO()
-    print_plan(plan_of(methods=["test-cmlo"], steps=60_000), 2, tmp_path, Console(file=text, width=120))
+    print_plan(plan_of(methods=["test-mbpo"], steps=300_000), 2, tmp_path, Console(file=text, width=120))
     said = " ".join(text.getvalue().split())
-    assert re.search(r"Snakemake will hold 3\d,\d{3} jobs, about [45]\.\d GB of memory. Run it in parts", said), said
+    assert re.search(r"Snakemake will hold 6\d,\d{3} jobs, about [56]\.\d GB of memory. Run it in parts", said), said
 
 
 def test_the_verb_names_an_unknown_experiment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,12 +118,92 @@ def test_the_verb_knows_the_projects_files_in_a_users_own_folder(
         assert "test-pendulum" in capsys.readouterr().out
 
 
-def test_a_triggered_stage_takes_the_mean_of_its_cycles(tmp_path: Path) -> None:
-    """Most cycles hold the training back, so the median would be that of doing nothing."""
-    for cycle in range(1, 6):
-        path = tmp_path / f"data/runs/test-pendulum/test-cmlo/seed-0/benchmarks/{cycle:05d}/phase1.tsv"
-        path.parent.mkdir(parents=True)
-        path.write_text(f"s\n{60.0 if cycle == 1 else 0.0}\n")
-    (line,) = estimate(plan_of(methods=["test-cmlo"]), tmp_path)
-    (bare,) = estimate(plan_of(methods=["test-cmlo"]), tmp_path / "empty")
-    assert line.seconds - bare.seconds == pytest.approx(12.0 * 9, abs=20)
+def write_benchmark(root: Path, run: Run, stage: str, cycle: int, seconds: float) -> None:
+    path = root / f"data/runs/{run.name}/benchmarks/{cycle:05d}/{stage}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\n{seconds}\n")
+
+
+def leave_file(root: Path, name: str, size: float) -> None:
+    """A file of so many bytes that takes no disk."""
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    with open(root / name, "wb") as file:
+        file.truncate(int(size))
+
+
+@pytest.mark.parametrize("stage", ["policy", "rollout", "phase1", "theory"])
+def test_a_stage_that_took_twice_the_calculated_time_will_do_so_in_later_cycles(stage: str, tmp_path: Path) -> None:
+    plan = plan_of(methods=["test-mbpo"], steps=1200)
+    (run,) = plan.cycles
+    seconds = costs_of(run).seconds_of[stage]
+    for cycle in (1, 2, 5):
+        write_benchmark(tmp_path, run, stage, cycle, 2 * seconds(cycle))
+    (line,), (bare,) = estimate(plan, tmp_path), estimate(plan, tmp_path / "empty")
+    assert line.seconds - bare.seconds == pytest.approx(sum(seconds(cycle) for cycle in range(1, 41)))
+    assert line.measured[True] == 40
+
+
+@pytest.fixture(scope="module")
+def ant() -> Plan:
+    content = {**read_yaml(EXPERIMENT), "tasks": ["AntTruncated"], "methods": ["mbpo"], "steps": 300_000}
+    return Plan(content, source="e.yaml", folders=FOLDERS)
+
+
+def test_rollouts_that_will_grow_are_not_taken_for_as_small_as_those_that_stand(ant: Plan, tmp_path: Path) -> None:
+    """Ant's grow from 1 to 25 steps, from 26 to 655 MB, and the eight first files say nothing of that."""
+    (run,) = ant.cycles
+    size = 100_000 * 262
+    for cycle in range(1, 9):
+        for path in run.jobs(cycle)["rollout"]:
+            leave_file(tmp_path, path, 0.9 * size if path.endswith(".h5") else 500)
+    (line,), (bare,) = estimate(ant, tmp_path), estimate(ant, tmp_path / "empty")
+    lengths = [run.schedule.rollout_steps(cycle) for cycle in range(1, 1201)]
+    assert max(lengths) == 25
+    assert bare.bytes == pytest.approx(size * sum(lengths), rel=0.05)
+    assert bare.bytes - line.bytes == pytest.approx(0.1 * size * sum(lengths), rel=0.05), "a tenth ended early"
+    assert line.bytes > 500e9
+
+
+def test_rollouts_that_grow_take_longer_to_make_and_to_read(ant: Plan) -> None:
+    (run,) = ant.cycles
+    seconds = costs_of(run).seconds_of
+    for stage in ("rollout", "policy", "theory", "phase1"):
+        assert seconds[stage](1200) > seconds[stage](8), stage
+
+
+def test_methods_of_equal_work_get_equal_times(tmp_path: Path) -> None:
+    (tmp_path / "algorithms").mkdir()
+    for name, threshold in (("low", 0.1), ("high", 9.0)):
+        content = {"base": "test-cmlo", "trigger": {"threshold": threshold}}
+        (tmp_path / f"algorithms/{name}.yaml").write_text(yaml.safe_dump(content))
+    content = {**read_yaml(EXPERIMENT), "methods": ["low", "high"]}
+    low, high = estimate(Plan(content, source="e.yaml", folders=(tmp_path, *FOLDERS)), tmp_path)
+    assert low.seconds == high.seconds > 0
+    assert low.bytes == high.bytes
+
+
+def test_a_triggered_cycle_counts_as_the_stages_that_it_stands_for(tmp_path: Path) -> None:
+    """Two trainings a cycle where MBPO would train twice; measured times scale the whole."""
+    plan = plan_of(methods=["test-cmlo"])
+    (run,) = plan.cycles
+    sizes, costs = Sizes(run.config, run.schedule, 4, 1), costs_of(run)
+    of = bytes_by_size(sizes)
+    parts = sum(of[stage](2) for stage in ("collect", "phase1", "rollout", "policy"))
+    assert parts < of["triggered"](2) < 1.05 * parts, "one training in these 30 steps, and the trigger's own file"
+    for cycle in (1, 2):
+        write_benchmark(tmp_path, run, "triggered", cycle, 3.0 * costs.seconds_of["triggered"](cycle))
+    (line,), (bare,) = estimate(plan, tmp_path), estimate(plan, tmp_path / "empty")
+    calculated = sum(costs.seconds_of["triggered"](cycle) for cycle in (1, 2, 3))
+    assert line.seconds - bare.seconds == pytest.approx(2.0 * calculated)
+
+
+def test_what_a_triggered_run_left_is_measured_by_its_files(tmp_path: Path) -> None:
+    plan = plan_of(methods=["test-cmlo"])
+    (run,) = plan.cycles
+    calculated = costs_of(run).bytes_of["triggered"]
+    for cycle in (1, 2):
+        paths = run.jobs(cycle)["triggered"]
+        for path in paths:
+            leave_file(tmp_path, path, 2.0 * calculated(cycle) / len(paths))
+    work = work_of(run, [], tmp_path)
+    assert work.bytes("triggered", 3) == pytest.approx(2.0 * calculated(3), rel=1e-3)

@@ -3,7 +3,9 @@
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -11,12 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from usbpo import layout
+from usbpo import layout, memory
 from usbpo.config import Experiment, ModelKeys, RunConfig, find, load_experiment, load_run
 from usbpo.errors import UsbpoError
 from usbpo.layout import five_digits
 from usbpo.report.runs import RunFiles, returns_option
 from usbpo.schedule import Schedule, blocks_and_shards, completed_block, shards_of_block
+from usbpo.sizes import Sizes
 from usbpo.usercode import module_fingerprint
 
 
@@ -206,6 +209,14 @@ class Run:
         arguments = json.dumps(environment.arguments, sort_keys=True)
         return f"--environment {shlex.quote(environment.id)} --environment-arguments {shlex.quote(arguments)}"
 
+    def megabytes(self, stage: str, cycle: int) -> int:
+        """Memory that a stage takes in `cycle`, MB; a guess where the environment cannot be made."""
+        environment = self.config.environment
+        dimensions = _dimensions(environment.id, json.dumps(environment.arguments))
+        if dimensions is None:
+            return memory.UNKNOWN
+        return memory.megabytes(Sizes(self.config, self.schedule, *dimensions), stage, cycle)
+
     def files(self, cycles: int) -> RunFiles:
         """What the results need to know of this run's files, when it has so many cycles."""
         schedule = self.schedule
@@ -361,6 +372,25 @@ class Plan:
     def videos(self) -> list[str]:
         """A video of the final policy of each run."""
         return [run.path(layout.VIDEO, cycles) for run, cycles in self.cycles.items()]
+
+
+@cache
+def _dimensions(environment: str, arguments: str) -> tuple[int, int] | None:
+    """obs_dim and act_dim, as the environment itself says; None where it cannot be made, which `collect` will report.
+
+    Args:
+        arguments: of the environment, as JSON.
+    """
+    try:
+        # Here, because it takes a third of a second, and what Snakemake prints may be read by a program.
+        with redirect_stdout(sys.stderr):
+            from usbpo.tasks import Simulator
+
+            simulator = Simulator(environment, json.loads(arguments))
+            simulator.close()
+    except Exception:  # of the simulator's or the user's code
+        return None
+    return simulator.obs_dim, simulator.act_dim
 
 
 @cache

@@ -1,12 +1,17 @@
 """One random generator for each (run seed, cycle, stage)."""
 
+from __future__ import annotations
+
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from usbpo.errors import UsbpoError
+
+if TYPE_CHECKING:
+    import torch
 
 _LOW_WORD = 2**64 - 1
 
@@ -23,6 +28,8 @@ def numpy_generator(seed: int, cycle: int, stage: str) -> np.random.Generator:
 
 def torch_generator(seed: int, cycle: int, stage: str) -> torch.Generator:
     """A torch CPU generator for one stage."""
+    import torch  # here, so that Snakemake, which asks the simulators for their sizes, need not load it
+
     (state,) = seed_sequence(seed, cycle, stage).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state))
 

@@ -53,6 +53,17 @@ class Transitions:
         """Some rows, by any numpy index."""
         return Transitions(*(getattr(self, name.name)[index] for name in fields(self)))
 
+    def append(self, more: "Transitions") -> None:
+        """Add rows at the end, in place: a large array is moved by its pages, so that it never exists twice.
+
+        The arrays must be this batch's own, and no other array a view of them.
+        """
+        before = len(self)
+        for name in fields(self):
+            values, new = getattr(self, name.name), getattr(more, name.name)
+            values.resize((before + len(new), *new.shape[1:]), refcheck=False)
+            values[before:] = new
+
 
 def concatenate(parts: Sequence[Transitions]) -> Transitions:
     """One batch of the rows of all `parts`, in order."""
@@ -157,11 +168,13 @@ def read_all(paths: Sequence[Path], kind: str = KIND) -> tuple[Header, Transitio
     """
     if not paths:
         raise UsbpoError("no transition files are given; name at least one.")
-    parts = [(path, *read(path, kind)) for path in paths]
-    last_path, last, _ = parts[-1]
-    for path, header, _ in parts:
-        header.same_run(path, last, last_path)
-    return last, concatenate([transitions for _, _, transitions in parts])
+    first, joined = read(paths[0], kind)
+    last = first
+    for path in paths[1:]:
+        last, more = read(path, kind)
+        first.same_run(paths[0], last, path)
+        joined.append(more)
+    return last, joined
 
 
 def read_rollouts(paths: Sequence[Path], updates: int | None = None) -> tuple[Header, Transitions]:
@@ -189,6 +202,19 @@ def _rows_by_update(path: Path) -> list[int]:
     if sum(counts) != rows or min(counts) < 0:
         raise UsbpoError(f"{path}: its {UPDATES} do not add up to its {rows} rows; delete it and run again.")
     return counts
+
+
+def no_transitions(obs_dim: int, act_dim: int) -> Transitions:
+    """A batch without rows, to append to."""
+    return Transitions(
+        observations=np.empty((0, obs_dim), np.float32),
+        actions=np.empty((0, act_dim), np.float32),
+        rewards=np.empty(0, np.float32),
+        next_observations=np.empty((0, obs_dim), np.float32),
+        terminations=np.empty(0, np.bool_),
+        truncations=np.empty(0, np.bool_),
+        episodes=np.empty(0, np.int64),
+    )
 
 
 def read_collector(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:

@@ -37,9 +37,9 @@ def roll_out(
         The transitions, and the number of rows whose prediction was not finite: such a row is terminal and has
         nothing to learn from, so it is left out.
     """
-    parts, lost = [], 0
+    obs_dim, act_dim = ensemble.architecture.obs_dim, ensemble.architecture.act_dim
+    made, lost = transitions.no_transitions(obs_dim, act_dim), 0
     observations, branches = starts, torch.arange(len(starts))
-    act_dim = ensemble.architecture.act_dim
     for depth in range(1, length + 1):
         rows = len(observations)
         noise = torch.randn(rows, act_dim, generator=generator)
@@ -54,7 +54,7 @@ def roll_out(
         observations, actions, branches, sample = (t[finite] for t in (observations, actions, branches, sample))
         next_observations = sample[:, 1:].contiguous()
         terminal = termination(next_observations.numpy())
-        parts.append(
+        made.append(
             Transitions(
                 observations=observations.numpy(),
                 actions=actions.numpy(),
@@ -69,7 +69,7 @@ def roll_out(
         observations, branches = next_observations[alive], branches[alive]
         if not len(observations):
             break
-    return transitions.concatenate(parts), lost
+    return made, lost
 
 
 def rollout(

@@ -88,6 +88,11 @@ def methods_with_trigger(phase2):
     return "|".join(names) or "(?!)"
 
 
+def memory_of(stage):
+    """A resource function: the megabytes that a stage takes in the cycle of the path, if it has one."""
+    return lambda wildcards: run_of(wildcards).megabytes(stage, int(wildcards.get("cycle", 0)))
+
+
 def shards_of_block(wildcards):
     return run_of(wildcards).shards_of_block(int(wildcards.block))
 

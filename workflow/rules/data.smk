@@ -15,7 +15,7 @@ rule collect:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=memory_of("collect"),
     params:
         options=of_cycle("collect_options"),
         code=code_of("collect"),
@@ -40,7 +40,7 @@ rule block:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=memory_of("block"),
     params:
         code=code_of("block"),
     message:

@@ -16,7 +16,7 @@ rule phase1:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
-        mem_mb=1500,
+        mem_mb=memory_of("phase1"),
     params:
         options=of_run("phase1_options"),
         code=code_of("phase1"),
@@ -44,7 +44,7 @@ rule phase2:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory_of("phase2"),
     params:
         options=of_run("phase2_options"),
         code=code_of("phase2"),
@@ -72,7 +72,7 @@ rule rollout:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory_of("rollout"),
     params:
         options=of_cycle("rollout_options"),
         code=code_of("rollout"),

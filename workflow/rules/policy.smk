@@ -14,7 +14,7 @@ rule initialise:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=memory_of("initialise"),
     params:
         options=of_run("initialise_options"),
         code=code_of("initialise"),
@@ -44,7 +44,7 @@ rule policy:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory_of("policy"),
     params:
         options=of_run("policy_options"),
         code=code_of("policy"),
@@ -71,7 +71,7 @@ rule evaluate:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=memory_of("evaluate"),
     params:
         options=of_cycle("evaluate_options"),
         code=code_of("evaluate"),

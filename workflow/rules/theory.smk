@@ -21,7 +21,7 @@ rule theory:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory_of("theory"),
     params:
         options=of_run("theory_options"),
         code=code_of("theory"),

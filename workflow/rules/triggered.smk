@@ -29,7 +29,7 @@ rule triggered:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
-        mem_mb=3000,
+        mem_mb=memory_of("triggered"),
     params:
         options=of_cycle("triggered_options"),
         code=code_of("triggered"),

@@ -1,0 +1,145 @@
+"""How fast this machine is, measured in some seconds on one thread.
+
+Each speed is measured once for what it depends on, so methods whose work is equal get equal times.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from usbpo import ensemble, sac, transitions
+from usbpo.header import Header
+from usbpo.optimizer import Adam, trainable
+from usbpo.sizes import Sizes
+from usbpo.tasks import Simulator
+from usbpo.transitions import Transitions
+
+ROWS_READ = 50_000
+"""Rows of the file by which the speed of reading is measured, of some 10 MB"""
+ROWS_PREDICTED = 1000
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds on this machine, one thread, at the sizes of a task and method."""
+
+    policy_update: float
+    real_step: float
+    file: float
+    """Of opening a file of transitions and reading its first rows"""
+    byte: float
+    """Of reading on in it, while the file is in the system's cache"""
+    minibatch: float = 0.0
+    """Of phase 1"""
+    model_rows: float = 0.0
+    """A model step of a thousand rows"""
+    objective: float = 0.0
+    """A step of phase 2: about three predictions of all members and their gradient"""
+
+
+def calibrate(sizes: Sizes) -> Speeds:
+    """Measure what a run's stages are made of."""
+    torch.set_num_threads(1)
+    config, obs_dim, act_dim = sizes.config, sizes.obs_dim, sizes.act_dim
+    keys, environment = config.policy, config.environment
+    agent = sac.Architecture(obs_dim, act_dim, keys.hidden_layers, keys.hidden_size)
+    update = _policy_update(agent, keys.batch_size)
+    step = _real_step(environment.id, json.dumps(environment.arguments)) + _acting(agent)
+    file, byte = _reading(obs_dim, act_dim)
+    if config.model is None:
+        return Speeds(update, step, file, byte)
+    model = config.model
+    made = ensemble.Architecture(obs_dim, act_dim, model.members, model.elites, model.hidden_layers, model.hidden_size)
+    minibatch = _minibatch(made, config.phase1.batch_size)
+    share = 0.0 if config.phase2 is None else 1.5 * config.phase2.batch_size / config.phase1.batch_size
+    return Speeds(update, step, file, byte, minibatch, _model_step(made), share * minibatch)
+
+
+@cache
+def _policy_update(architecture: sac.Architecture, rows: int) -> float:
+    generator = torch.Generator().manual_seed(0)
+    agent = sac.new_agent(architecture, generator)
+    learner = sac.Learner(agent, learning_rate=3e-4, discount=0.99, polyak=0.005, target_entropy=-1.0)
+    sizes = architecture.obs_dim, architecture.act_dim, architecture.obs_dim
+    observations, actions, following = (torch.randn(rows, n, generator=generator) for n in sizes)
+    batch = sac.Batch(observations, actions.tanh(), torch.zeros(rows), following, torch.zeros(rows), real=rows)
+    noise = torch.randn(2, rows, architecture.act_dim, generator=generator)
+    return _timed(lambda: learner.update(batch, noise), 20)
+
+
+@cache
+def _acting(architecture: sac.Architecture) -> float:
+    actor = sac.new_agent(architecture, torch.Generator().manual_seed(0)).actor
+    return _timed(lambda: sac.mean_action(actor, torch.zeros(1, architecture.obs_dim)), 20)
+
+
+@cache
+def _real_step(environment: str, arguments: str) -> float:
+    simulator = Simulator(environment, json.loads(arguments))
+    simulator.reset(0)
+    zeros = np.zeros(simulator.act_dim)
+
+    def step() -> None:
+        taken = simulator.step(zeros)
+        if taken.terminated or taken.truncated:
+            simulator.reset()
+
+    seconds = _timed(step, 50)
+    simulator.close()
+    return seconds
+
+
+@cache
+def _minibatch(architecture: ensemble.Architecture, rows: int) -> float:
+    generator = torch.Generator().manual_seed(0)
+    params = trainable(ensemble.new_ensemble(architecture, generator).params)
+    adam = Adam(params, 1e-3)
+    sizes = architecture.obs_dim + architecture.act_dim, architecture.obs_dim + 1
+    x, y = (torch.randn(architecture.members, rows, n, generator=generator) for n in sizes)
+    decay = [1e-4] * (architecture.hidden_layers + 1)
+    return _timed(lambda: adam.minimise(ensemble.negative_log_likelihood(params, x, y, decay, 0.01)), 8)
+
+
+@cache
+def _model_step(architecture: ensemble.Architecture) -> float:
+    generator = torch.Generator().manual_seed(0)
+    made = ensemble.new_ensemble(architecture, generator)
+    observations = torch.randn(ROWS_PREDICTED, architecture.obs_dim, generator=generator)
+    actions = torch.rand(ROWS_PREDICTED, architecture.act_dim, generator=generator)
+    members = torch.randint(architecture.members, (ROWS_PREDICTED,), generator=generator)
+    with torch.no_grad():
+        seconds = _timed(lambda: ensemble.predict_one_member(made, members, observations, actions), 5)
+    return seconds * 1000 / ROWS_PREDICTED
+
+
+@cache
+def _reading(obs_dim: int, act_dim: int) -> tuple[float, float]:
+    """Seconds of a file, and of each of its bytes."""
+    with TemporaryDirectory() as folder:
+        small, large = Path(folder) / "small.h5", Path(folder) / "large.h5"
+        header = Header(transitions.KIND, "calibration", 0, 0)
+        none = transitions.no_transitions(obs_dim, act_dim)
+        for path, rows in ((small, 1), (large, ROWS_READ)):
+            like = (getattr(none, name.name) for name in fields(none))
+            transitions.write(path, header, Transitions(*(np.zeros((rows, *a.shape[1:]), a.dtype) for a in like)))
+        file, whole = _timed(lambda: transitions.read(small), 5), _timed(lambda: transitions.read(large), 5)
+        return file, max(whole - file, 0.0) / large.stat().st_size
+
+
+def _timed(work: Callable[[], object], times: int) -> float:
+    """Median seconds of a call, the first left out."""
+    work()
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return median(seconds)
