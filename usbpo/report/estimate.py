@@ -22,7 +22,8 @@ from rich.table import Table
 from usbpo import ensemble, layout, sac
 from usbpo.config import RunConfig
 from usbpo.ensemble import Ensemble
-from usbpo.optimizer import Adam, trainable
+from usbpo.optimizer import Adam, copied
+from usbpo.passes import LikelihoodStep
 from usbpo.plan import Plan, Run
 from usbpo.report.status import benchmark_seconds, duration
 from usbpo.schedule import BLOCK_SHARDS
@@ -252,25 +253,20 @@ def calibrate(config: RunConfig, simulator: Simulator) -> Speeds:
     observations = torch.randn(1000, obs_dim, generator=generator)
     actions = torch.rand(1000, act_dim, generator=generator)
     members = torch.randint(model.members, (1000,), generator=generator)
-    with torch.no_grad():
-        stepped = _timed(lambda: ensemble.predict_one_member(made, members, observations, actions), 5)
-    share = 0.0 if config.phase2 is None else 1.5 * config.phase2.batch_size / config.phase1.batch_size
+    stepped = _timed(lambda: ensemble.predict_one_member(made, members, observations, actions), 5)
+    share = 0.0 if config.phase2 is None else 1.25 * config.phase2.batch_size / config.phase1.batch_size
     return Speeds(update, real, minibatch, stepped, share * minibatch)
 
 
 def _likelihood_step(made: Ensemble, config: RunConfig, generator: torch.Generator) -> Callable[[], None]:
-    params = trainable(made.params)
-    adam = Adam(params, config.phase1.learning_rate)
-    inputs = made.architecture.obs_dim + made.architecture.act_dim
-    shape = (made.architecture.members, config.phase1.batch_size)
-    x, y = (torch.randn(*shape, n, generator=generator) for n in (inputs, made.architecture.obs_dim + 1))
-    keys = config.phase1
-
-    def step() -> None:
-        loss = ensemble.negative_log_likelihood(params, x, y, keys.weight_decay, keys.log_variance_penalty)
-        adam.minimise(loss)
-
-    return step
+    keys, rows = config.phase1, 1000
+    params = copied(made.params)
+    adam = Adam(params, keys.learning_rate)
+    sizes = made.architecture
+    x, y = (torch.randn(rows, n, generator=generator) for n in (sizes.obs_dim + sizes.act_dim, sizes.obs_dim + 1))
+    index = torch.randint(rows, (sizes.members, keys.batch_size), generator=generator)
+    step = LikelihoodStep(params, adam, x, y, keys.batch_size, keys.weight_decay, keys.log_variance_penalty)
+    return lambda: step.take(index)
 
 
 def _timed(work: Callable[[], object], times: int) -> float:
