@@ -1,17 +1,17 @@
 """The passes with buffers of their own compute what autograd and the definition of the ensemble do, to rounding."""
 
-from typing import Any
-
+import plain_model
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_model import PlainLikelihood
 from torch import Tensor
 
 from usbpo import passes
 from usbpo.ensemble import BOUNDS, Architecture, negative_log_likelihood, new_ensemble, raw_outputs
 from usbpo.optimizer import Adam, Params, copied, trainable
-from usbpo.passes import Forward, LikelihoodStep, Passes
+from usbpo.passes import Forward, LikelihoodStep, Passes, decay_by_name
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-5}
 """Relative, and times the largest entry; torch's own softplus leaves out what is below 2e-9."""
@@ -47,23 +47,6 @@ def close(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> None:
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * largest)
 
 
-def plain_outputs(params: Params, inputs: Tensor) -> Tensor:
-    """Outputs of all members, (members, rows, 2 · (obs_dim + 1)), before the bounds."""
-    hidden = inputs
-    layers = passes.layer_count(params)
-    for layer in range(layers):
-        hidden = torch.baddbmm(params[f"bias.{layer}"], hidden, params[f"weight.{layer}"])
-        hidden = torch.nn.functional.silu(hidden) if layer < layers - 1 else hidden
-    return hidden
-
-
-def plain_gradients(params: Params, loss: Any) -> Params:
-    """Autograd's gradients of a function of the parameters."""
-    followed = trainable(params)
-    found = torch.autograd.grad(loss(followed), list(followed.values()))
-    return dict(zip(params, found, strict=True))
-
-
 @given(networks, dtypes, st.integers(1, 60), seeds)
 def test_the_likelihoods_gradient_is_autograds(
     architecture: Architecture, dtype: torch.dtype, rows: int, seed: int
@@ -73,14 +56,15 @@ def test_the_likelihoods_gradient_is_autograds(
     inputs = torch.randn(40, architecture.obs_dim + architecture.act_dim, generator=generator).to(dtype)
     targets = torch.randn(40, architecture.obs_dim + 1, generator=generator).to(dtype)
     index = torch.randint(40, (architecture.members, rows), generator=generator)
-    decay = [0.1 * (layer + 1) for layer in range(architecture.hidden_layers + 1)]
 
     def loss(followed: Params) -> Tensor:
-        return negative_log_likelihood(followed, inputs[index], targets[index], decay, 0.01)
+        return negative_log_likelihood(
+            followed, inputs[index], targets[index], [0.0] * (architecture.hidden_layers + 1), 0.01
+        )
 
-    expected = plain_gradients(params, loss)
+    expected = plain_model.gradients(params, loss)
     adam = Adam(params, 0.0)
-    LikelihoodStep(params, adam, inputs, targets, rows, decay, 0.01).take(index)
+    LikelihoodStep(params, adam, inputs, targets, rows, 0.01).take(index)
     # A bound's gradient is the small difference of sums that are as large as the other gradients.
     everything = torch.cat([gradient.flatten() for gradient in expected.values()])
     for name, gradient in expected.items():
@@ -95,11 +79,13 @@ def test_a_pass_backward_is_autograds(architecture: Architecture, dtype: torch.d
     made = Passes(params, gradients, rows)
     made.inputs.copy_(torch.randn(made.inputs.shape, generator=generator))
     made.forward()
-    close(made.outputs, plain_outputs(params, made.inputs))
+    close(made.outputs, plain_model.outputs(params, made.inputs))
     made.deltas.copy_(torch.randn(made.deltas.shape, generator=generator))
     made.backward()
     weights = {name: tensor for name, tensor in params.items() if not name.endswith("variance")}
-    expected = plain_gradients(weights, lambda followed: (plain_outputs(followed, made.inputs) * made.deltas).sum())
+    expected = plain_model.gradients(
+        weights, lambda followed: (plain_model.outputs(followed, made.inputs) * made.deltas).sum()
+    )
     for name, gradient in expected.items():
         close(gradients[name], gradient)
 
@@ -112,7 +98,7 @@ def test_outputs_are_those_of_the_definition_whatever_the_chunks(
     params = uneven(architecture, dtype, generator)
     inputs = torch.randn(rows, architecture.obs_dim + architecture.act_dim, generator=generator).to(dtype)
     members = torch.randint(architecture.members, (rows,), generator=generator)
-    expected = plain_outputs(params, inputs.expand(architecture.members, -1, -1))
+    expected = plain_model.outputs(params, inputs.expand(architecture.members, -1, -1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "CHUNK_ROWS", chunk)
         every, one = Forward(params).all_members(inputs), Forward(params).one_member_each(members, inputs)
@@ -128,18 +114,15 @@ def test_a_step_is_that_of_torchs_adam_on_autograds_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
     architecture = Architecture(3, 2, 4, 2, 2, 16)
     params = uneven(architecture, torch.float64, generator)
-    plain = trainable(params)
     inputs, targets = torch.randn(50, 5, generator=generator).double(), torch.randn(50, 4, generator=generator).double()
-    theirs = torch.optim.Adam(list(plain.values()), lr=1e-2)
-    adam = Adam(params, 1e-2)
-    steps = {rows: LikelihoodStep(params, adam, inputs, targets, rows, [0.1] * 3, 0.01) for rows in (20, 7)}
+    plain = PlainLikelihood(params, 1e-2, inputs, targets, [0.1] * 3, 0.01)
+    adam = Adam(params, 1e-2, weight_decay=decay_by_name([0.1] * 3))
+    steps = {rows: LikelihoodStep(params, adam, inputs, targets, rows, 0.01) for rows in (20, 7)}
     for rows in (20, 20, 7, 20, 7):
         index = torch.randint(50, (4, rows), generator=generator)
         steps[rows].take(index)
-        theirs.zero_grad()
-        negative_log_likelihood(plain, inputs[index], targets[index], [0.1] * 3, 0.01).backward()  # type: ignore[no-untyped-call]
-        theirs.step()
-    for name, tensor in plain.items():
+        plain.take(index)
+    for name, tensor in plain.params.items():
         close(params[name], tensor.detach())
     assert adam.moments()["step"] == 5
 
@@ -168,12 +151,12 @@ def test_parameters_are_read_anew_in_every_pass() -> None:
         tensor.add_(0.1)
     made.forward()
     assert not torch.equal(made.outputs, before)
-    close(made.outputs, plain_outputs(params, made.inputs))
+    close(made.outputs, plain_model.outputs(params, made.inputs))
 
 
 def test_the_definition_applies_the_bounds_to_these_outputs() -> None:
     params = new_ensemble(Architecture(3, 2, 4, 2, 2, 8), torch.Generator().manual_seed(0)).params
     inputs = torch.randn(4, 9, 5)
     mean, log_variance = raw_outputs(params, inputs)
-    assert torch.equal(mean, plain_outputs(params, inputs)[..., :4])
+    assert torch.equal(mean, plain_model.outputs(params, inputs)[..., :4])
     assert (log_variance < 0.51).all()

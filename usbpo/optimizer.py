@@ -1,6 +1,6 @@
 """Adam over named tensors, with its moments as named tensors, so that checkpoints hold the whole optimizer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,43 +19,56 @@ class Adam:
         params: what is trained.
         learning_rate: step size.
         moments: what `moments()` gave earlier; without any the optimizer is new.
+        weight_decay: λ by name, 0 where there is none: λ times the parameter is added to its gradient, which is that of
+            the penalty λ/2 · ‖parameter‖².
     """
 
-    def __init__(self, params: Params, learning_rate: float, moments: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        params: Params,
+        learning_rate: float,
+        moments: Mapping[str, Tensor] | None = None,
+        weight_decay: Mapping[str, float] | None = None,
+    ) -> None:
         self.params, self.learning_rate = params, learning_rate
         moments = moments or new_moments(params)
         self._step = moments["step"].clone()
         self._first = {name: moments[f"exp_avg.{name}"].clone() for name in params}
         self._second = {name: moments[f"exp_avg_sq.{name}"].clone() for name in params}
         self.gradients = {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in params.items()}
-        """What `step` goes down; whoever works out gradients by hand writes them here."""
+        """What `step` goes down, but for the weight decay; whoever works out gradients by hand writes them here."""
+        self._names: dict[float, list[str]] = {}
+        for name in params:
+            self._names.setdefault((weight_decay or {}).get(name, 0.0), []).append(name)
 
     def minimise(self, loss: Tensor) -> None:
         """One step down the gradient of a scalar loss, by autograd."""
-        self._descend(torch.autograd.grad(loss, list(self.params.values())))
+        found = torch.autograd.grad(loss, list(self.params.values()))
+        self._descend(dict(zip(self.params, found, strict=True)))
 
     def step(self) -> None:
         """One step down `gradients`."""
-        self._descend(self.gradients.values())
+        self._descend(self.gradients)
 
     @torch.no_grad()
-    def _descend(self, gradients: Iterable[Tensor]) -> None:
+    def _descend(self, gradients: Params) -> None:
         self._step.add_(1)
-        torch._fused_adam_(
-            list(self.params.values()),
-            list(gradients),
-            list(self._first.values()),
-            list(self._second.values()),
-            [],
-            [self._step] * len(self.params),
-            lr=self.learning_rate,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=0.0,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
+        for weight_decay, names in self._names.items():
+            torch._fused_adam_(
+                [self.params[name] for name in names],
+                [gradients[name] for name in names],
+                [self._first[name] for name in names],
+                [self._second[name] for name in names],
+                [],
+                [self._step] * len(names),
+                lr=self.learning_rate,
+                beta1=0.9,
+                beta2=0.999,
+                weight_decay=weight_decay,
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
 
     def changes(self) -> list[Tensor]:
         """Every tensor that a step changes: parameters, moments and the counter."""

@@ -90,17 +90,17 @@ class Forward:
         return torch.empty_like(results).index_copy_(0, order, results)[:, : self.columns]
 
     def _member(self, member: int, inputs: Tensor, outputs: Tensor) -> None:
-        at_once = chunk_rows(inputs)
+        atonce = chunk_rows(inputs)
         # Layers write into two buffers by turns.
-        buffers = [inputs.new_empty(at_once, weight.shape[2]) for weight in self._weights[:2]]
+        buffers = [inputs.new_empty(atonce, weight.shape[2]) for weight in self._weights[:2]]
         last = len(self._weights) - 1
-        for first in range(0, len(inputs), at_once):
-            hidden = inputs[first : first + at_once]
+        for first in range(0, len(inputs), atonce):
+            hidden = inputs[first : first + atonce]
             for layer in range(last):
                 product = buffers[layer % 2][: len(hidden)]
                 torch.addmm(self._biases[layer][member], hidden, self._weights[layer][member], out=product)
                 hidden = self._activation(product)
-            written = outputs[first : first + at_once]
+            written = outputs[first : first + atonce]
             torch.addmm(self._biases[last][member], hidden, self._weights[last][member], out=written)
 
 
@@ -110,20 +110,17 @@ class Passes:
     With h_0 the inputs, layer l computes z_l = h_l W_l + b_l and h_{l+1} = SiLU(z_l); the last z is the output. From
     δ_l = ∂loss/∂z_l the backward pass makes, from the last layer to the first,
 
-        ∂loss/∂W_l = h_lᵀ δ_l + λ_l W_l,    ∂loss/∂b_l = Σ_rows δ_l,    δ_{l−1} = (δ_l W_lᵀ) ⊙ SiLU′(z_{l−1}),
+        ∂loss/∂W_l = h_lᵀ δ_l,    ∂loss/∂b_l = Σ_rows δ_l,    δ_{l−1} = (δ_l W_lᵀ) ⊙ SiLU′(z_{l−1}).
 
-    with λ_l the layer's weight decay. The inputs' own gradient is not computed, nor is the loss.
+    The inputs' own gradient is not computed, nor is the loss.
 
     Args:
         params: of all members; they are read in every pass, so that an optimizer may change them in place.
         gradients: where the backward pass writes, by the names of `params`.
         rows: rows of a batch.
-        weight_decay: λ of each layer; none: without.
     """
 
-    def __init__(
-        self, params: Params, gradients: Params, rows: int, weight_decay: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, params: Params, gradients: Params, rows: int) -> None:
         layers = range(layer_count(params))
         weights = [params[f"weight.{layer}"].detach() for layer in layers]
         biases = [params[f"bias.{layer}"].detach() for layer in layers]
@@ -134,33 +131,34 @@ class Passes:
 
         before = [buffer(weight.shape[2]) for weight in weights]
         after = [buffer(weight.shape[1]) for weight in weights]
-        self.decay = [0.0] * len(weights) if weight_decay is None else list(weight_decay)
         self.inputs = after[0]
         """h_0, standardised, (members, rows, obs_dim + act_dim): to be filled before a forward pass"""
         self.outputs = before[-1]
         """(members, rows, 2 · (obs_dim + 1)): filled by it"""
         self.deltas = torch.empty_like(self.outputs)
         """∂loss/∂outputs: to be filled before a backward pass"""
+        # The backward pass leaves δ_l where z_l was, but for the last.
+        self._all_deltas = [*before[:-1], self.deltas]
+        self._bias_gradients = [gradients[f"bias.{layer}"] for layer in layers]
         spare = [buffer(weight.shape[1]) for weight in weights[1:2]]
         # The CPU's caches hold the activations of one member; a GPU wants all of them at once.
-        at_once = 1 if weights[0].device.type == "cpu" else members
+        atonce = 1 if weights[0].device.type == "cpu" else members
         self._groups = [
             _Layers(
                 *(
-                    [tensor[first : first + at_once] for tensor in tensors]
+                    [tensor[first : first + atonce] for tensor in tensors]
                     for tensors in (
                         weights,
                         biases,
                         before,
                         after,
                         [gradients[f"weight.{layer}"] for layer in layers],
-                        [gradients[f"bias.{layer}"] for layer in layers],
                         [self.deltas],
                         spare,
                     )
                 )
             )
-            for first in range(0, members, at_once)
+            for first in range(0, members, atonce)
         ]
 
     @torch.no_grad()
@@ -173,7 +171,9 @@ class Passes:
     def backward(self) -> None:
         """Fill the gradients of weights and biases from the deltas, once after each forward pass."""
         for group in self._groups:
-            group.backward(self.decay)
+            group.backward()
+        for delta, gradient in zip(self._all_deltas, self._bias_gradients, strict=True):
+            torch.sum(delta, dim=1, keepdim=True, out=gradient)
 
 
 class _Layers:
@@ -186,13 +186,11 @@ class _Layers:
         before: list[Tensor],
         after: list[Tensor],
         weight_gradients: list[Tensor],
-        bias_gradients: list[Tensor],
         deltas: list[Tensor],
         spare: list[Tensor],
     ) -> None:
         self.weights, self.biases, self.before, self.after = weights, biases, before, after
-        self.weight_gradients, self.bias_gradients = weight_gradients, bias_gradients
-        self.deltas, self.spare = deltas, spare
+        self.weight_gradients, self.deltas, self.spare = weight_gradients, deltas, spare
         self.weights_t = [weight.mT for weight in weights]
         self.after_t = [hidden.mT for hidden in after]
 
@@ -203,22 +201,26 @@ class _Layers:
             if layer < last:
                 torch.ops.aten.silu.out(before, out=self.after[layer + 1])
 
-    def backward(self, decay: list[float]) -> None:
+    def backward(self) -> None:
         (delta,) = self.deltas
         for layer in reversed(range(len(self.weights))):
-            weight, gradient = self.weights[layer], self.weight_gradients[layer]
-            torch.baddbmm(weight, self.after_t[layer], delta, beta=decay[layer], out=gradient)
-            torch.sum(delta, dim=1, keepdim=True, out=self.bias_gradients[layer])
+            torch.bmm(self.after_t[layer], delta, out=self.weight_gradients[layer])
             if layer:
                 before, (spare,) = self.before[layer - 1], self.spare
                 torch.bmm(delta, self.weights_t[layer], out=spare)
-                # δ_{l−1} takes the place of z_{l−1}, which nobody needs any more.
                 torch.ops.aten.silu_backward.grad_input(spare, before, grad_input=before)
                 delta = before
 
 
+def decay_by_name(weight_decay: Sequence[float]) -> dict[str, float]:
+    """The factor of each layer's L2 penalty by the name of its weights."""
+    return {f"weight.{layer}": factor for layer, factor in enumerate(weight_decay)}
+
+
 class LikelihoodStep:
     """One Adam step of phase 1 on a minibatch, down the gradient of `ensemble.negative_log_likelihood`.
+
+    The gradient of its L2 penalty is the optimizer's weight decay, `decay_by_name`.
 
     Args:
         params: of all members; changed in place.
@@ -226,7 +228,6 @@ class LikelihoodStep:
         inputs: all rows, standardised, (all rows, obs_dim + act_dim).
         targets: (reward, s' − s) of all rows, (all rows, obs_dim + 1).
         rows: rows of a minibatch.
-        weight_decay: factor of the L2 penalty of each layer.
         log_variance_penalty: weight of the bounds' penalty.
     """
 
@@ -237,17 +238,16 @@ class LikelihoodStep:
         inputs: Tensor,
         targets: Tensor,
         rows: int,
-        weight_decay: Sequence[float],
         log_variance_penalty: float,
     ) -> None:
         self.upper, self.lower = params["max_log_variance"].detach(), params["min_log_variance"].detach()
         self.gradients, self.penalty = adam.gradients, log_variance_penalty
-        self.passes = Passes(params, self.gradients, rows, weight_decay)
+        self.passes = Passes(params, self.gradients, rows)
         members = len(self.passes.inputs)
         self._all_inputs, self._all_targets, self._adam = inputs, targets, adam
         self._targets = targets.new_empty(members, rows, targets.shape[1])
         self._rows = torch.zeros(members, rows, dtype=torch.int64, device=inputs.device)
-        self._step: Callable[[], None] = captured(self._once, inputs.device, adam.changes())
+        self._step: Callable[[], None] = captured(self.once, inputs.device, adam.changes())
 
     def take(self, rows: Tensor) -> None:
         """Learn from the given rows, numbers (members, rows)."""
@@ -255,7 +255,7 @@ class LikelihoodStep:
         self._step()
 
     @torch.no_grad()
-    def _once(self) -> None:
+    def once(self) -> None:
         self.load()
         self.passes.forward()
         self.differentiate()

@@ -23,7 +23,7 @@ from usbpo import ensemble, layout, sac
 from usbpo.config import RunConfig
 from usbpo.ensemble import Ensemble
 from usbpo.optimizer import Adam, copied
-from usbpo.passes import LikelihoodStep
+from usbpo.passes import LikelihoodStep, decay_by_name
 from usbpo.plan import Plan, Run
 from usbpo.report.status import benchmark_seconds, duration
 from usbpo.schedule import BLOCK_SHARDS
@@ -261,11 +261,11 @@ def calibrate(config: RunConfig, simulator: Simulator) -> Speeds:
 def _likelihood_step(made: Ensemble, config: RunConfig, generator: torch.Generator) -> Callable[[], None]:
     keys, rows = config.phase1, 1000
     params = copied(made.params)
-    adam = Adam(params, keys.learning_rate)
+    adam = Adam(params, keys.learning_rate, weight_decay=decay_by_name(keys.weight_decay))
     sizes = made.architecture
     x, y = (torch.randn(rows, n, generator=generator) for n in (sizes.obs_dim + sizes.act_dim, sizes.obs_dim + 1))
     index = torch.randint(rows, (sizes.members, keys.batch_size), generator=generator)
-    step = LikelihoodStep(params, adam, x, y, keys.batch_size, keys.weight_decay, keys.log_variance_penalty)
+    step = LikelihoodStep(params, adam, x, y, keys.batch_size, keys.log_variance_penalty)
     return lambda: step.take(index)
 
 

@@ -24,7 +24,7 @@ from usbpo.errors import UsbpoError
 from usbpo.files import write_json
 from usbpo.header import Header, parameters_of
 from usbpo.optimizer import Adam, copied
-from usbpo.passes import LikelihoodStep
+from usbpo.passes import LikelihoodStep, decay_by_name
 from usbpo.seeding import torch_generator
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 from usbpo.stages.verdict import leave_unchanged, task_held_back
@@ -86,12 +86,12 @@ def train(
     fit_scaler(ensemble, training.inputs)
     inputs = standardise(ensemble, training.inputs)
     params = copied(ensemble.params)
-    adam = Adam(params, learning_rate, ensemble.mle)
+    adam = Adam(params, learning_rate, ensemble.mle, decay_by_name(weight_decay))
     rows, members = len(inputs), ensemble.architecture.members
     bootstrap = torch.randint(rows, (members, rows), generator=generator, device=inputs.device)
     sizes = {min(batch_size, rows - first) for first in range(0, rows, batch_size)}
     steps = {
-        size: LikelihoodStep(params, adam, inputs, training.targets, size, weight_decay, log_variance_penalty)
+        size: LikelihoodStep(params, adam, inputs, training.targets, size, log_variance_penalty)
         for size in sorted(sizes)
     }
     snapshots = Snapshots(min_improvement, patience, torch.full((members,), 1e10, device=inputs.device))

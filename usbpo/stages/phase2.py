@@ -107,7 +107,7 @@ class Descent:
         self._passes = Passes(tuning.params, adam.gradients, rows)
         self._m1 = self._passes.outputs.new_zeros(self._passes.outputs.shape[1:])
         self._members = torch.zeros(rows, dtype=torch.int64, device=self._m1.device)
-        self._step = captured(self._once, self._m1.device, adam.changes())
+        self._step = captured(self.once, self._m1.device, adam.changes())
 
     def step(self, rows: Compared) -> None:
         """One step on the rows."""
@@ -116,7 +116,7 @@ class Descent:
         self._members.copy_(rows.members)
         self._step()
 
-    def _once(self) -> None:
+    def once(self) -> None:
         self._passes.forward()
         outputs = self._passes.outputs.detach().requires_grad_()
         bounds = trainable({name: self._tuning.params[name] for name in BOUNDS})
