@@ -25,7 +25,7 @@ SECTIONS: dict[str, tuple[type[config.Section], ...]] = {
     "phase1": (config.ModelKeys, config.Phase1Keys),
     "phase2": (config.Phase2Keys, config.Phase1Keys),
     "rollout": (config.RolloutKeys,),
-    "policy": (config.PolicyKeys,),
+    "policy": (config.PolicyKeys, config.DeviceKeys),
     "evaluate": (config.EvaluateKeys,),
     "theory": (config.TheoryKeys, config.Phase1Keys, config.PolicyKeys),
 }

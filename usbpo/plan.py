@@ -147,7 +147,7 @@ class Run:
         """Parameters of `policy`."""
         updates = self.config.policy.updates_per_step * self.schedule.cycle_steps
         options = as_options(self.config.policy, without={"updates_per_step"})
-        return f"{options} --updates {updates} --retained-updates {self.schedule.retained_updates}"
+        return f"{options} --updates {updates} --retained-updates {self.schedule.retained_updates} {self._device()}"
 
     def evaluate_options(self, cycle: int) -> str:
         """Parameters of `evaluate`."""
@@ -181,6 +181,9 @@ class Run:
     def video_options(self) -> str:
         """Parameters of `video`."""
         return self._environment()
+
+    def _device(self) -> str:
+        return as_options(self.config, only={"device"})
 
     def _environment(self) -> str:
         environment = self.config.environment
