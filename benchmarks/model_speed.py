@@ -5,41 +5,36 @@
 
 Sizes are Hopper's with the released networks: 7 members of 4 × 200 units, 11 + 3 inputs, a policy of 2 × 256. "limit"
 is the arithmetic of the matrix products alone at the speed that `torch.mm` reaches on this machine in the same minutes,
-on large square matrices. "plain" is `tests/plain_model.py`: the same computation by plain torch and autograd. Every
-figure is a median over repetitions in which all works take turns. On the CPU it is the time of the one thread and not
-that of the clock on the wall, so that others who use the machine disturb less; on a GPU it is the wall's, with the
+on large square matrices. "plain" is `benchmarks/plain_model.py`: the same computation by plain torch and autograd.
+Every figure is a median over repetitions in which all works take turns. On the CPU it is the time of the one thread and
+not that of the clock on the wall, so that others who use the machine disturb less; on a GPU it is the wall's, with the
 device idle before and after. mbrl-lib's rows appear where it is installed (its rollout step has neither policy nor
 noise).
 
 First comes what must hold for the table to mean anything: gradients and predictions agree with plain torch in
-double precision on the CPU, and a CUDA graph gives the bits that its kernels give without it. Needs torch and numpy,
-h5py and safetensors, but neither gymnasium nor mujoco.
+double precision on the CPU, and a CUDA graph gives the bits that its kernels give without it. Needs torch, numpy, h5py
+and safetensors, but neither gymnasium nor mujoco; where the package is not installed, PYTHONPATH=. names it.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import plain_model
 import torch
 from torch import Tensor
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
-
-import plain_model  # noqa: E402
-
-from usbpo import device as devices  # noqa: E402
-from usbpo import sac  # noqa: E402
-from usbpo.ensemble import Architecture, Ensemble, fit_scaler, holdout_mse, new_ensemble, predict, predict_one_member  # noqa: E402
-from usbpo.optimizer import Adam, Params, copied, moved  # noqa: E402
-from usbpo.passes import LikelihoodStep, decay_by_name  # noqa: E402
-from usbpo.stages import phase1, phase2  # noqa: E402
-from usbpo.stages.rollout import roll_out  # noqa: E402
-from usbpo.terminations import hopper  # noqa: E402
+from usbpo import device as devices
+from usbpo import sac
+from usbpo.ensemble import Architecture, Ensemble, fit_scaler, holdout_mse, new_ensemble, predict, predict_one_member
+from usbpo.optimizer import Adam, Params, copied, moved
+from usbpo.passes import LikelihoodStep, decay_by_name
+from usbpo.stages import phase1, phase2
+from usbpo.stages.rollout import roll_out
+from usbpo.terminations import hopper
 
 OBS_DIM, ACT_DIM, MEMBERS, ELITES, LAYERS, WIDTH = 11, 3, 7, 5, 4, 200
 MINIBATCH, BATCH, STARTS, HOLDOUT, REAL_ROWS = 256, 1024, 100_000, 5000, 20_000

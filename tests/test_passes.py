@@ -1,17 +1,21 @@
 """The passes with buffers of their own compute what autograd and the definition of the ensemble do, to rounding."""
 
-import plain_model
+import sys
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plain_model import PlainLikelihood
 from torch import Tensor
+from workflow_tools import REPO
 
 from usbpo import passes
 from usbpo.ensemble import BOUNDS, Architecture, negative_log_likelihood, new_ensemble, raw_outputs
 from usbpo.optimizer import Adam, Params, copied, trainable
 from usbpo.passes import Forward, LikelihoodStep, Passes, decay_by_name
+
+sys.path.insert(0, str(REPO / "benchmarks"))
+import plain_model  # type: ignore[import-not-found]
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-5}
 """Relative, and times the largest entry; torch's own softplus leaves out what is below 2e-9."""
@@ -115,7 +119,7 @@ def test_a_step_is_that_of_torchs_adam_on_autograds_gradient() -> None:
     architecture = Architecture(3, 2, 4, 2, 2, 16)
     params = uneven(architecture, torch.float64, generator)
     inputs, targets = torch.randn(50, 5, generator=generator).double(), torch.randn(50, 4, generator=generator).double()
-    plain = PlainLikelihood(params, 1e-2, inputs, targets, [0.1] * 3, 0.01)
+    plain = plain_model.PlainLikelihood(params, 1e-2, inputs, targets, [0.1] * 3, 0.01)
     adam = Adam(params, 1e-2, weight_decay=decay_by_name([0.1] * 3))
     steps = {rows: LikelihoodStep(params, adam, inputs, targets, rows, 0.01) for rows in (20, 7)}
     for rows in (20, 20, 7, 20, 7):

@@ -1,16 +1,17 @@
 """Phase 2: fine-tuning lowers model shift plus model bias, or leaves M2 as it is, and says truly what it did."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import plain_model
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from workflow_tools import REPO
 
 from usbpo import ensemble as ensembles
 from usbpo import transitions
@@ -32,6 +33,9 @@ from usbpo.stages.phase1 import phase1
 from usbpo.stages.phase2 import Descent, FineTuning, Rows, draw_members, fine_tune, phase2
 from usbpo.transitions import Transitions
 from usbpo.wasserstein import Objective
+
+sys.path.insert(0, str(REPO / "benchmarks"))
+import plain_model  # type: ignore[import-not-found]
 
 OPTIONS: dict[str, Any] = {
     "holdout_ratio": 0.2, "holdout_limit": 5000, "learning_rate": 1e-3, "batch_size": 64, "max_steps": 30,

@@ -1,14 +1,12 @@
 """Where a stage computes: the choice of a device, and CUDA graphs behind one small interface."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from usbpo.errors import UsbpoError
-
-DeviceName = Literal["auto", "cpu", "cuda"]
 
 WARM_UP = 3
 """Calls before a capture: the first ones load kernels and allocate workspaces, which no capture may."""
@@ -24,7 +22,7 @@ def choose(name: str) -> torch.device:
     Raises:
         UsbpoError: the name is unknown, or CUDA is asked for and there is none.
     """
-    if name not in get_args(DeviceName):
+    if name not in ("auto", "cpu", "cuda"):
         raise UsbpoError(f"device must be auto, cpu or cuda, but is {name!r}; mend the value.")
     if name == "cpu" or not torch.cuda.is_available():
         if name == "cuda":

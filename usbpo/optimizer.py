@@ -1,6 +1,7 @@
 """Adam over named tensors, with its moments as named tensors, so that checkpoints hold the whole optimizer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -80,6 +81,62 @@ class Adam:
         for name in self.params:
             found[f"exp_avg.{name}"], found[f"exp_avg_sq.{name}"] = self._first[name], self._second[name]
         return found
+
+
+ALIGNMENT = 16
+"""Numbers; where each tensor of a flat buffer begins, a multiple of a cache line."""
+
+
+def flat_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Length of the flat buffer of tensors of these shapes."""
+    return sum(_aligned(prod(shape)) for shape in shapes.values())
+
+
+def flat_views(buffer: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> Params:
+    """Tensors of these shapes that lie one behind the other in a buffer (…, flat_size): (…, *shape) each.
+
+    What stands before `flat_size` stacks: a buffer (2, flat_size) holds two networks, and a matrix of theirs is a
+    batch of two matrices.
+    """
+    views, start = {}, 0
+    for name, shape in shapes.items():
+        views[name] = buffer[..., start : start + prod(shape)].view(*buffer.shape[:-1], *shape)
+        start += _aligned(prod(shape))
+    return views
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class FlatAdam:
+    """torch's fused Adam on a few large buffers, whose gradients the caller fills in.
+
+    Counts its steps on the device of the buffers and reads nothing from it, so that a CUDA graph can hold a step.
+
+    Args:
+        buffers: what is trained, in place.
+        learning_rate: step size.
+    """
+
+    def __init__(self, buffers: Sequence[Tensor], learning_rate: float) -> None:
+        self.buffers, self.learning_rate = list(buffers), learning_rate
+        self.gradients, self.exp_avg, self.exp_avg_sq = (
+            [torch.zeros_like(buffer) for buffer in self.buffers] for _ in range(3)
+        )
+        self.steps = [torch.zeros((), device=buffer.device) for buffer in self.buffers]
+
+    def step(self) -> None:
+        """One step down the gradients."""
+        torch._foreach_add_(self.steps, 1.0)
+        torch._fused_adam_(
+            self.buffers, self.gradients, self.exp_avg, self.exp_avg_sq, [], self.steps,
+            lr=self.learning_rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    def state(self) -> list[Tensor]:
+        """Everything that a step changes."""
+        return [*self.buffers, *self.exp_avg, *self.exp_avg_sq, *self.steps]
 
 
 def new_moments(params: Mapping[str, Tensor]) -> Params:

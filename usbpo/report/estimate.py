@@ -22,6 +22,7 @@ from rich.table import Table
 from usbpo import ensemble, layout, sac
 from usbpo.config import RunConfig
 from usbpo.ensemble import Ensemble
+from usbpo.learner import Learner
 from usbpo.optimizer import Adam, copied
 from usbpo.passes import LikelihoodStep, decay_by_name
 from usbpo.plan import Plan, Run
@@ -228,12 +229,13 @@ def calibrate(config: RunConfig, simulator: Simulator) -> Speeds:
     generator = torch.Generator().manual_seed(0)
     obs_dim, act_dim, keys = simulator.obs_dim, simulator.act_dim, config.policy
     agent = sac.new_agent(sac.Architecture(obs_dim, act_dim, keys.hidden_layers, keys.hidden_size), generator)
-    learner = sac.Learner(agent, learning_rate=keys.learning_rate, discount=0.99, polyak=0.005, target_entropy=-1.0)
-    rows = keys.batch_size
-    columns = [torch.randn(rows, n, generator=generator) for n in (obs_dim, act_dim, obs_dim)]
-    batch = sac.Batch(columns[0], columns[1].tanh(), torch.zeros(rows), columns[2], torch.zeros(rows), real=rows)
-    noise = torch.randn(2, rows, act_dim, generator=generator)
-    update = _timed(lambda: learner.update(batch, noise), 20)
+    learner = Learner(
+        agent, rows=keys.batch_size, real=keys.batch_size,
+        learning_rate=keys.learning_rate, discount=0.99, polyak=0.005, target_entropy=-1.0,
+    )  # fmt: skip
+    learner.batch.normal_(generator=generator)
+    learner.noise.normal_(generator=generator)
+    update = _timed(learner.update, 20)
     simulator.reset(0)
     zeros = torch.zeros(act_dim).numpy()
 
@@ -242,7 +244,7 @@ def calibrate(config: RunConfig, simulator: Simulator) -> Speeds:
         if taken.terminated or taken.truncated:
             simulator.reset()
 
-    acting = _timed(lambda: sac.mean_action(agent.actor, columns[0][:1]), 20)
+    acting = _timed(lambda: sac.mean_action(agent.actor, torch.zeros(1, obs_dim)), 20)
     real = _timed(step, 50) + acting
     if config.model is None:
         return Speeds(update, real)

@@ -1,49 +1,96 @@
 """Stage `policy`: soft actor-critic updates on real and model rows (algorithm, step 5)."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from usbpo import device as devices
 from usbpo import sac, transitions
 from usbpo.checkpoints import check_architecture
 from usbpo.errors import UsbpoError
 from usbpo.files import write_json
 from usbpo.header import Header, parameters_of
-from usbpo.sac import Batch, Learner
+from usbpo.learner import Learner, pack
 from usbpo.seeding import torch_generator
 from usbpo.transitions import Transitions
 
-Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Observations, actions, rewards, next observations, terminations."""
+BLOCK = 100
+"""Updates whose row numbers and noise are drawn at once; another number is another stream of random numbers."""
 
 
 class Replay:
-    """Transitions as tensors, drawn from uniformly with replacement."""
+    """Packed transitions on a device, drawn from uniformly with replacement.
 
-    def __init__(self, batch: Transitions) -> None:
-        self.columns: Columns = (
-            torch.from_numpy(batch.observations),
-            torch.from_numpy(batch.actions),
-            torch.from_numpy(batch.rewards),
-            torch.from_numpy(batch.next_observations),
-            torch.from_numpy(batch.terminations).to(torch.float32),
-        )
+    Args:
+        packed: (2, rows, width) as `learner.pack` makes it: the model's rows, the real ones behind them, and perhaps
+            room for more.
+        model_rows: how many are the model's.
+        real_rows: how many are real.
+    """
 
-    def draw(self, rows: int, generator: torch.Generator) -> Columns:
-        """`rows` rows."""
-        index = torch.randint(len(self.columns[2]), (rows,), generator=generator)
-        observations, actions, rewards, next_observations, terminations = (c[index] for c in self.columns)
-        return observations, actions, rewards, next_observations, terminations
+    def __init__(self, packed: Tensor, model_rows: int, real_rows: int) -> None:
+        self.packed, self.model_rows, self.real_rows = packed, model_rows, real_rows
+
+    def draw(self, updates: int, rows: int, real: int, generator: torch.Generator) -> Tensor:
+        """Row numbers (updates, rows) of batches whose first `real` rows are real and the others the model's."""
+        end = self.model_rows + self.real_rows
+        drawn = torch.empty(updates, rows, dtype=torch.int64, device=self.packed.device)
+        drawn[:, :real] = torch.randint(self.model_rows, end, (updates, real), generator=generator, device=drawn.device)
+        if real < rows:
+            shape = (updates, rows - real)
+            drawn[:, real:] = torch.randint(self.model_rows, shape, generator=generator, device=drawn.device)
+        return drawn
+
+    def gather(self, index: Tensor, batch: Tensor) -> None:
+        """Fill `batch` (2, rows, width) with the rows of these numbers."""
+        for half, rows in zip(self.packed, batch, strict=True):
+            torch.index_select(half, 0, index, out=rows)
 
 
-def draw_batch(real: Replay, model: Replay | None, rows: int, real_rows: int, generator: torch.Generator) -> Batch:
-    """A batch of real rows followed by model rows; all are real where there is no model."""
-    if model is None or real_rows == rows:
-        return Batch(*real.draw(rows, generator), real=rows)
-    mixed = zip(real.draw(real_rows, generator), model.draw(rows - real_rows, generator), strict=True)
-    observations, actions, rewards, next_observations, terminations = (torch.cat(pair) for pair in mixed)
-    return Batch(observations, actions, rewards, next_observations, terminations, real=real_rows)
+def pack_rows(batch: Transitions, out: Tensor) -> None:
+    """Fill `out` (2, rows, width) with transitions as `learner.pack` lays them out."""
+    observations, actions, rewards, next_observations, terminations = map(
+        torch.from_numpy,
+        (batch.observations, batch.actions, batch.rewards, batch.next_observations, batch.terminations),
+    )
+    pack(observations, actions, rewards, next_observations, terminations.to(torch.float32), out)
+
+
+def replay_of(real: Transitions, model: Transitions | None, device: torch.device) -> Replay:
+    """D_env and, where there is one, D_model."""
+    model_rows, width = 0 if model is None else len(model), real.observations.shape[1] + real.actions.shape[1] + 1
+    packed = torch.empty(2, model_rows + len(real), width, device=device)
+    if model is not None:
+        pack_rows(model, packed[:, :model_rows])
+    pack_rows(real, packed[:, model_rows:])
+    return Replay(packed, model_rows, len(real))
+
+
+def take_updates(
+    learner: Learner,
+    replay: Replay,
+    updates: int,
+    generator: torch.Generator,
+    watch: Callable[[int], None] = lambda update: None,
+) -> None:
+    """Soft actor-critic updates on fresh batches.
+
+    Args:
+        generator: on the learner's device.
+        watch: called after each update with its number from 0.
+    """
+    for start in range(0, updates, BLOCK):
+        count = min(BLOCK, updates - start)
+        index = replay.draw(count, learner.rows, learner.real, generator)
+        shape = (count, *learner.noise.shape)
+        noise = torch.randn(shape, generator=generator, device=learner.device, dtype=learner.noise.dtype)
+        for offset in range(count):
+            replay.gather(index[offset], learner.batch)
+            learner.noise.copy_(noise[offset])
+            learner.update()
+            watch(start + offset)
 
 
 def policy(
@@ -66,6 +113,7 @@ def policy(
     report_every: int,
     rollouts: list[Path] | None = None,
     retained_updates: int | None = None,
+    device: str = "auto",
 ) -> None:
     """Update the policy.
 
@@ -79,11 +127,14 @@ def policy(
         seed: run seed.
         cycle: number of the cycle.
         retained_updates: how many of the files that hold rollouts are D_model, the last ones; without it all.
+        device: where to compute.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, or training diverges.
+        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device, or training
+            diverges.
     """
     parameters = parameters_of(locals())
+    place = devices.choose(device)
     data_header, real = transitions.read_all(data)
     header = Header(sac.KIND, data_header.task, seed, cycle, parameters)
     header.belongs(data[-1], data_header)
@@ -94,22 +145,30 @@ def policy(
     check_architecture(previous_policy, "policy", agent.architecture, expected)
     model = None
     if rollouts:
-        rollout_header, made = transitions.read_rollouts(rollouts, retained_updates)
+        rollout_header, model = transitions.read_rollouts(rollouts, retained_updates)
         header.belongs(rollouts[-1], rollout_header)
-        model = Replay(made)
 
-    generator = torch_generator(seed, cycle, "policy")
+    replay = replay_of(real, model, place)
+    real_rows = batch_size if model is None else int(batch_size * real_ratio)
+    del real, model  # as large as the replay
+    generator = torch_generator(seed, cycle, "policy", place)
     learner = Learner(
-        agent, learning_rate=learning_rate, discount=discount, polyak=polyak, target_entropy=target_entropy
+        agent,
+        rows=batch_size,
+        real=real_rows,
+        learning_rate=learning_rate,
+        discount=discount,
+        polyak=polyak,
+        target_entropy=target_entropy,
+        device=place,
     )
-    replay, real_rows = Replay(real), int(batch_size * real_ratio)
     history = []
-    for update in range(updates):
-        batch = draw_batch(replay, model, batch_size, real_rows, generator)
-        noise = torch.randn(2, batch_size, act_dim, generator=generator)
-        seen = learner.update(batch, noise)
+
+    def report(update: int) -> None:
         if update % report_every == 0 or update == updates - 1:
-            history.append({"update": agent.updates + update, **_described(seen)})
+            history.append({"update": agent.updates + update, **_described(learner.seen())})
+
+    take_updates(learner, replay, updates, generator, report)
     learned = learner.agent()
     learned.save(output, header)
     write_json(
