@@ -24,7 +24,7 @@ class Objective(NamedTuple):
 def root(square: Tensor) -> Tensor:
     """Square root whose gradient at 0 is 0 rather than infinite."""
     zero = square == 0
-    return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, square)))
+    return torch.sqrt(square.masked_fill(zero, 1.0)).masked_fill(zero, 0.0)
 
 
 def w2(mean1: Tensor, std1: Tensor, mean2: Tensor, std2: Tensor) -> Tensor:

@@ -47,11 +47,11 @@ def roll_out(
     act_dim = ensemble.architecture.act_dim
     for depth in range(1, length + 1):
         rows = len(observations)
-        noise = torch.randn(rows, act_dim, generator=generator, device=device)
+        noise = torch.randn(rows, act_dim, generator=generator, device=device, dtype=starts.dtype)
         actions = act(actor, observations, noise)
         members = ensemble.elites[torch.randint(len(ensemble.elites), (rows,), generator=generator, device=device)]
         mean, std = predict_one_member(ensemble, members, observations, actions)
-        sample = torch.randn(mean.shape, generator=generator, device=device).mul_(std).add_(mean)
+        sample = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype).mul_(std).add_(mean)
         # One look at the sum of all, which is seldom not finite, costs less than one at each row.
         if not torch.isfinite(sample.sum()):
             finite = torch.isfinite(sample).all(dim=1)
