@@ -19,6 +19,7 @@ and safetensors, but neither gymnasium nor mujoco; where the package is not inst
 import argparse
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
@@ -248,29 +249,28 @@ def _tensors(several: Params | Iterable[Tensor]) -> list[Tensor]:
 
 
 def agreement(on: Setting) -> Iterable[str]:
-    """How far gradients and predictions are from plain torch in double precision on the CPU."""
+    """How far gradients and predictions are from plain torch in double precision on the CPU, and plain torch itself."""
     exact = Setting(torch.device("cpu"), torch.float64)
-    adam = Adam(copied(on.m2.params), 0.0)
-    step = LikelihoodStep(adam.params, adam, on.inputs, on.targets, MINIBATCH, PENALTY)
-    step.take(on.index)
 
-    def likelihood(params: Params) -> Tensor:
-        minibatch = exact.inputs[exact.index], exact.targets[exact.index]
+    def likelihood(at: Setting, params: Params) -> Tensor:
+        minibatch = at.inputs[at.index], at.targets[at.index]
         return plain_model.negative_log_likelihood(params, *minibatch, [0.0] * 5, PENALTY)
 
-    expected = plain_model.gradients(exact.m2.params, likelihood)
-    yield f"gradient of phase 1: {largest_error(adam.gradients, expected):.1e}"
+    def objective(at: Setting, params: Params, loss: str) -> Tensor:
+        return plain_model.objective(at.m1, at.m2, params, loss, at.rows).of("shift+bias")
+
+    def told(what: str, found: Params, loss: Callable[[Setting, Params], Tensor]) -> str:
+        expected, plain = (plain_model.gradients(at.m2.params, partial(loss, at)) for at in (exact, on))
+        return f"{what}: {largest_error(found, expected):.1e} (plain torch: {largest_error(plain, expected):.1e})"
+
+    adam = Adam(copied(on.m2.params), 0.0)
+    LikelihoodStep(adam.params, adam, on.inputs, on.targets, MINIBATCH, PENALTY).take(on.index)
+    yield told("gradient of phase 1", adam.gradients, likelihood)
     for loss in ("as_written", "as_released"):
         tuning = phase2.FineTuning(on.m1, on.m2, loss)
         adam = Adam(tuning.params, 0.0)
         phase2.Descent(tuning, adam, BATCH, "shift+bias").step(tuning.compared(on.rows))
-        expected = plain_model.gradients(
-            exact.m2.params,
-            lambda params, loss=loss: plain_model.objective(  # type: ignore[misc]
-                exact.m1, exact.m2, params, loss, exact.rows
-            ).of("shift+bias"),
-        )
-        yield f"gradient of phase 2, {loss}: {largest_error(adam.gradients, expected):.1e}"
+        yield told(f"gradient of phase 2, {loss}", adam.gradients, partial(objective, loss=loss))
     found = predict_one_member(on.m2, on.members, on.starts, on.actions)
     with torch.no_grad():
         drawn = plain_model.one_member_predictions(

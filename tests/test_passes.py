@@ -13,6 +13,7 @@ from usbpo import passes
 from usbpo.ensemble import BOUNDS, Architecture, negative_log_likelihood, new_ensemble, raw_outputs
 from usbpo.optimizer import Adam, Params, copied, trainable
 from usbpo.passes import Forward, LikelihoodStep, Passes, decay_by_name
+from usbpo.stages.phase2 import Compared, Descent, FineTuning
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 import plain_model  # type: ignore[import-not-found]
@@ -164,3 +165,19 @@ def test_the_definition_applies_the_bounds_to_these_outputs() -> None:
     mean, log_variance = raw_outputs(params, inputs)
     assert torch.equal(mean, plain_model.outputs(params, inputs)[..., :4])
     assert (log_variance < 0.51).all()
+
+
+@pytest.mark.parametrize("loss", ["as_written", "as_released"])
+def test_a_step_reads_nothing_on_the_host_and_stays_on_its_device(loss: str) -> None:
+    """As a CUDA graph demands. Tensors of the device `meta` have no values, so that reading one fails."""
+    meta = torch.device("meta")
+    model = new_ensemble(Architecture(3, 2, 4, 2, 2, 8), torch.Generator()).to(meta)
+    adam = Adam(model.params, 1e-3, model.mle, decay_by_name([0.1] * 3))
+    inputs, targets = torch.empty(50, 5, device=meta), torch.empty(50, 4, device=meta)
+    step = LikelihoodStep(model.params, adam, inputs, targets, 20, 0.01)
+    step.take(torch.zeros(4, 20, dtype=torch.int64, device=meta))
+    tuning = FineTuning(model, model, loss)
+    members = torch.zeros(16, dtype=torch.int64, device=meta)
+    rows = Compared(torch.empty(16, 5, device=meta), torch.empty(16, 8, device=meta), members)
+    Descent(tuning, Adam(tuning.params, 1e-4), 16, "shift+bias").step(rows)
+    assert tuning.objective(rows).of("shift+bias").device == meta
