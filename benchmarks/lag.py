@@ -28,13 +28,14 @@ import torch
 from usbpo import layout, sac, transitions
 from usbpo.config import RunConfig, load_run
 from usbpo.header import Header
+from usbpo.learner import Learner
 from usbpo.plan import Run
 from usbpo.seeding import seed_sequence, torch_generator
 from usbpo.stages.collect import Actor, Collector, random_actor, stochastic_actor
 from usbpo.stages.evaluate import evaluate_episode
 from usbpo.stages.phase1 import phase1
 from usbpo.stages.phase2 import phase2
-from usbpo.stages.policy import Columns, Replay, draw_batch
+from usbpo.stages.policy import Replay, pack_rows, take_updates
 from usbpo.stages.rollout import rollout
 from usbpo.tasks import Simulator
 from usbpo.transitions import Transitions
@@ -70,47 +71,38 @@ class Loop:
         sim, keys = self.collector.simulator, self.config.policy
         architecture = sac.Architecture(sim.obs_dim, sim.act_dim, keys.hidden_layers, keys.hidden_size)
         agent = sac.new_agent(architecture, torch_generator(seed, 0, "initialise"))
-        self.learner = sac.Learner(
+        self.learner = Learner(
             agent,
+            rows=keys.batch_size,
+            real=int(keys.batch_size * keys.real_ratio),
             learning_rate=keys.learning_rate,
             discount=keys.discount,
             polyak=keys.polyak,
             target_entropy=keys.target_entropy,
         )
-        rows = self.config.schedule.random_steps + steps
-        self.storage: Columns = (
-            torch.empty(rows, sim.obs_dim),
-            torch.empty(rows, sim.act_dim),
-            torch.empty(rows),
-            torch.empty(rows, sim.obs_dim),
-            torch.empty(rows),
-        )
-        self.rows = 0
-        self.real: Replay | None = None
-        self.model: Replay | None = None
+        self.capacity = self.config.schedule.random_steps + steps
+        self.replay = self._replay_with_room(0)
         self._write(0, [self._collect(self.config.schedule.random_steps, random_actor(sim.act_dim))])
 
     def cycle(self, cycle: int) -> dict[str, Any]:
         """One cycle; what it was like at its end."""
         started, staged = time.perf_counter(), self.policy_every == self.run.schedule.cycle_steps
         generator = torch_generator(self.seed, cycle, "policy")
-        actor = stochastic_actor(self.learner.actor)
         parts: list[Transitions] = []
         if staged:
-            parts = [self._collect(self.policy_every, actor)]
+            parts = [self._collect(self.policy_every, stochastic_actor(self.learner.actor))]
             self._write(cycle, parts)
         began_model = time.perf_counter()
         found = self._update_model(cycle, cycle if staged else cycle - 1)
         ended_model = time.perf_counter()
-        seen: dict[str, torch.Tensor] = {}
         for _ in range(self.run.schedule.cycle_steps // self.policy_every):
             if not staged:
-                parts.append(self._collect(self.policy_every, actor))
-            for _ in range(self.policy_every * self.config.policy.updates_per_step):
-                seen = self._update_policy(generator)
+                parts.append(self._collect(self.policy_every, stochastic_actor(self.learner.actor)))
+            updates = self.policy_every * self.config.policy.updates_per_step
+            take_updates(self.learner, self.replay, updates, generator)
         if not staged:
             self._write(cycle, parts)
-        updated = time.perf_counter()
+        updated, seen = time.perf_counter(), self.learner.seen()
         seeds = [int(s.generate_state(1)[0]) for s in seed_sequence(self.seed, 0, "evaluate").spawn(EVALUATED)]
         returns = [evaluate_episode(self.evaluator, self.learner.actor, episode)[0] for episode in seeds]
         return {
@@ -123,16 +115,16 @@ class Loop:
             "seconds": round(time.perf_counter() - started, 1),
         }
 
+    def _replay_with_room(self, model_rows: int) -> Replay:
+        """Rows for the model's transitions, and behind them for all real ones of the run; none is filled."""
+        width = self.learner.batch.shape[-1]
+        return Replay(torch.empty(2, model_rows + self.capacity, width), model_rows, 0)
+
     def _collect(self, steps: int, actor: Actor) -> Transitions:
         made = self.collector.collect(steps, actor)
-        rows = slice(self.rows, self.rows + steps)
-        for column, new in zip(self.storage, Replay(made).columns, strict=True):
-            column[rows] = new
-        self.rows += steps
-        if self.real is None:
-            self.real = Replay(made)
-        observations, actions, rewards, next_observations, terminations = (c[: self.rows] for c in self.storage)
-        self.real.columns = observations, actions, rewards, next_observations, terminations
+        begin = self.replay.model_rows + self.replay.real_rows
+        pack_rows(made, self.replay.packed[:, begin : begin + steps])
+        self.replay.real_rows += steps
         return made
 
     def _write(self, cycle: int, parts: list[Transitions]) -> None:
@@ -174,16 +166,13 @@ class Loop:
             termination=config.environment.termination, length=run.schedule.rollout_steps(cycle),
             batch_size=config.rollout.batch_size, **identity,
         )  # fmt: skip
-        self.model = Replay(transitions.read_rollouts([self.folder / path for path in run.model_data(cycle)])[1])
+        made = transitions.read_rollouts([self.folder / path for path in run.model_data(cycle)])[1]
+        before, self.replay = self.replay, self._replay_with_room(len(made))
+        pack_rows(made, self.replay.packed[:, : len(made)])
+        self.replay.packed[:, len(made) :] = before.packed[:, before.model_rows :]
+        self.replay.real_rows = before.real_rows
         said = json.loads(metrics.read_text())
         return {"holdout_mse": float(np.mean(np.take(said["holdout_mse"], said["elites"]))), "epochs": said["epochs"]}
-
-    def _update_policy(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        assert self.real is not None
-        keys = self.config.policy
-        batch = draw_batch(self.real, self.model, keys.batch_size, int(keys.batch_size * keys.real_ratio), generator)
-        act_dim = self.learner.architecture.act_dim
-        return self.learner.update(batch, torch.randn(2, keys.batch_size, act_dim, generator=generator))
 
 
 def cycles(loop: Loop, steps: int) -> Iterator[dict[str, Any]]:

@@ -467,6 +467,7 @@ def another(name: str, field: Any) -> Any:
         "phase2.terms": "bias",
         "policy.target_entropy": -3.5,
         "theory.depth": 17,
+        "device": "cpu",
     }
     if name in chosen:
         return chosen[name]

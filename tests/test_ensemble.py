@@ -18,7 +18,6 @@ from usbpo.ensemble import (
     holdout_mse,
     negative_log_likelihood,
     new_ensemble,
-    of_member,
     predict,
     predict_one_member,
     raw_outputs,
@@ -161,14 +160,6 @@ def test_one_member_a_row_is_that_member_of_the_whole_prediction(make_ensemble: 
     assert one_mean.shape == (64, 4)
     torch.testing.assert_close(one_mean, mean[members, rows], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(one_std, std[members, rows], rtol=1e-5, atol=1e-6)
-
-
-def test_the_parameters_of_one_member_keep_the_shared_bounds(make_ensemble: Callable[..., Ensemble]) -> None:
-    ensemble = uneven(make_ensemble())
-    params = of_member(ensemble.params, 2)
-    assert params["weight.1"].shape == (1, 8, 8)
-    assert torch.equal(params["weight.1"][0], ensemble.params["weight.1"][2])
-    assert torch.equal(params["max_log_variance"], ensemble.params["max_log_variance"])
 
 
 def test_the_scaler_standardises_and_spares_constant_columns(make_ensemble: Callable[..., Ensemble]) -> None:

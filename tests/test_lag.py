@@ -41,9 +41,10 @@ def test_an_interleaved_policy_takes_as_many_updates_and_meets_other_data(tmp_pa
         lines = list(cycles(loop, 60))
         assert [line["step"] for line in lines] == [30, 60]
         assert loop.learner.updates == 60
-        assert loop.rows == 120
-    assert torch.equal(fixed.storage[0][:60], interleaved.storage[0][:60]), "the same random steps"
-    assert not torch.equal(fixed.storage[1][60:], interleaved.storage[1][60:])
+        assert loop.replay.real_rows == 120
+    one, other = (loop.replay.packed[:, loop.replay.model_rows :] for loop in (fixed, interleaved))
+    assert torch.equal(one[:, :60], other[:, :60]), "the same random steps"
+    assert not torch.equal(one[:, 60:], other[:, 60:])
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from usbpo.ensemble import Architecture, Ensemble, holdout_mse, new_ensemble
 from usbpo.errors import UsbpoError
 from usbpo.header import Header
 from usbpo.optimizer import new_moments
+from usbpo.passes import LikelihoodStep
 from usbpo.stages import phase1 as stage
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 from usbpo.stages.phase1 import Snapshots, phase1, shuffled_rows, train
@@ -151,13 +152,13 @@ def recorded_training(
 ) -> list[Tensor]:
     """The inputs of every minibatch of a training."""
     seen: list[Tensor] = []
-    original = stage.negative_log_likelihood
 
-    def recording(params: Any, inputs: Tensor, *others: Any) -> Tensor:
-        seen.append(inputs)
-        return original(params, inputs, *others)
+    class Recording(LikelihoodStep):
+        def load(self) -> None:
+            super().load()
+            seen.append(self.passes.inputs.clone())
 
-    monkeypatch.setattr(stage, "negative_log_likelihood", recording)
+    monkeypatch.setattr(stage, "LikelihoodStep", Recording)
     train(ensemble, training, training, torch.Generator().manual_seed(0), **(TRAINING | changes))
     return seen
 

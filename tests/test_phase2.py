@@ -1,6 +1,7 @@
 """Phase 2: fine-tuning lowers model shift plus model bias, or leaves M2 as it is, and says truly what it did."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +9,33 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given
+from hypothesis import strategies as st
+from workflow_tools import REPO
 
 from usbpo import ensemble as ensembles
 from usbpo import transitions
-from usbpo.ensemble import Ensemble, fit_scaler, holdout_mse, predict, predict_one_member
+from usbpo.ensemble import (
+    Architecture,
+    Ensemble,
+    fit_scaler,
+    holdout_mse,
+    new_ensemble,
+    predict,
+    predict_one_member,
+)
 from usbpo.errors import UsbpoError
 from usbpo.header import Header
-from usbpo.optimizer import Params, copied, new_moments
+from usbpo.optimizer import Adam, Params, copied, new_moments
 from usbpo.stages import phase2 as stage
 from usbpo.stages.model_data import model_data, split_holdout
 from usbpo.stages.phase1 import phase1
-from usbpo.stages.phase2 import FineTuning, Rows, draw_members, fine_tune, phase2
+from usbpo.stages.phase2 import Descent, FineTuning, Rows, draw_members, fine_tune, phase2
 from usbpo.transitions import Transitions
 from usbpo.wasserstein import Objective
+
+sys.path.insert(0, str(REPO / "benchmarks"))
+import plain_model  # type: ignore[import-not-found]
 
 OPTIONS: dict[str, Any] = {
     "holdout_ratio": 0.2, "holdout_limit": 5000, "learning_rate": 1e-3, "batch_size": 64, "max_steps": 30,
@@ -97,6 +111,10 @@ def watched_rows(inputs: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch, 
     return validation[0], drawn
 
 
+def objective(tuning: FineTuning, rows: Rows) -> Objective:
+    return tuning.objective(tuning.compared(rows))
+
+
 # ---- the loop, worked by hand ----
 
 
@@ -107,25 +125,40 @@ class Scripted:
     values: list[float]
 
     def __post_init__(self) -> None:
-        self.params = {"weight": torch.zeros(1, requires_grad=True)}
+        self.params = {"weight": torch.zeros(1)}
         self.m2 = self
         self.finetune = new_moments(self.params)
         self.steps = -1
 
+    def compared(self, rows: Rows) -> Rows:
+        return rows
+
     def objective(self, _: Rows) -> Objective:
-        if torch.is_grad_enabled():
-            return Objective(self.params["weight"].sum(), torch.zeros(()))
         self.steps += 1
         return Objective(torch.tensor(self.values[min(self.steps, len(self.values) - 1)]), torch.zeros(()))
+
+
+class ConstantDescent:
+    """Steps of Adam down a constant gradient."""
+
+    def __init__(self, _: Scripted, adam: Adam, *__: Any) -> None:
+        self.adam = adam
+        adam.gradients["weight"].fill_(1.0)
+
+    def step(self, _: Rows) -> None:
+        self.adam.step()
 
 
 def scripted(values: list[float], max_steps: int = 100) -> tuple[Scripted, list[float], int, str]:
     model = Scripted(values)
     rows = Rows(*(torch.zeros(1),) * 4)
-    found, best_step, stopped = fine_tune(
-        model, lambda: rows, rows,  # type: ignore[arg-type]
-        learning_rate=0.5, max_steps=max_steps, min_improvement=1e-4, patience=10, terms="shift+bias",
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "Descent", ConstantDescent)
+        found, best_step, stopped = fine_tune(
+            model, lambda: rows, rows,  # type: ignore[arg-type]
+            learning_rate=0.5, batch_size=1, max_steps=max_steps, min_improvement=1e-4, patience=10,
+            terms="shift+bias",
+        )  # fmt: skip
     return model, found, best_step, stopped
 
 
@@ -207,10 +240,10 @@ def test_shift_is_zero_for_the_same_model_and_members(inputs: Inputs) -> None:
     observations, actions = torch.randn(20, 3), torch.randn(20, 2)
     members = torch.arange(20) % 4
     for loss in ("as_written", "as_released"):
-        found = FineTuning(m1, m1, loss).objective(Rows(observations, actions, members, members))
-        assert float(found.shift.detach()) == pytest.approx(0.0, abs=1e-6)
-        other = FineTuning(m1, m1, loss).objective(Rows(observations, actions, members, members.flip(0)))
-        assert float(other.shift.detach()) > 0.01
+        found = objective(FineTuning(m1, m1, loss), Rows(observations, actions, members, members))
+        assert float(found.shift) == pytest.approx(0.0, abs=1e-6)
+        other = objective(FineTuning(m1, m1, loss), Rows(observations, actions, members, members.flip(0)))
+        assert float(other.shift) > 0.01
 
 
 @pytest.mark.parametrize("terms", ["shift+bias", "shift", "bias"])
@@ -243,9 +276,9 @@ def test_metrics_describe_the_models_on_disk(
     metrics = json.loads((tmp_path / "out" / "phase2.json").read_text())
     _, m1 = ensembles.load(inputs.m1)
     for path, moment in ((inputs.m2, "before"), (tmp_path / "out" / "model.safetensors", "after")):
-        found = FineTuning(m1, ensembles.load(path)[1], loss).objective(validation)
-        assert metrics[moment]["shift"] == pytest.approx(float(found.shift.detach()), rel=1e-6)
-        assert metrics[moment]["bias"] == pytest.approx(float(found.bias.detach()), rel=1e-6)
+        found = objective(FineTuning(m1, ensembles.load(path)[1], loss), validation)
+        assert metrics[moment]["shift"] == pytest.approx(float(found.shift), rel=1e-6)
+        assert metrics[moment]["bias"] == pytest.approx(float(found.bias), rel=1e-6)
 
 
 def test_elites_are_ranked_again_by_hold_out_error(
@@ -335,7 +368,7 @@ def test_m1_is_a_whole_model_as_written_but_shares_with_m2_as_released(inputs: I
     rows = Rows(torch.randn(20, 3), torch.randn(20, 2), *draw_members(4, 20, torch.Generator().manual_seed(0)))
 
     def shift(loss: str) -> float:
-        return float(FineTuning(m1, m2, loss).objective(rows).shift.detach())
+        return float(objective(FineTuning(m1, m2, loss), rows).shift)
 
     before = {loss: shift(loss) for loss in ("as_written", "as_released")}
     m1 = stretched(m1)
@@ -353,14 +386,61 @@ def test_the_shift_compares_the_drawn_members(inputs: Inputs) -> None:
         ((mean1[row] - mean2[j, row]).square().sum() + (std1[row] - std2[j, row]).square().sum()).sqrt()
         for row, j in enumerate(members2.tolist())
     ]
-    found = FineTuning(m1, m2, "as_written").objective(Rows(observations, actions, members1, members2))
-    assert float(found.shift.detach()) == pytest.approx(float(sum(distances)) / 6, rel=1e-5)
+    found = objective(FineTuning(m1, m2, "as_written"), Rows(observations, actions, members1, members2))
+    assert float(found.shift) == pytest.approx(float(sum(distances)) / 6, rel=1e-5)
 
 
-def gradients(tuning: FineTuning, rows: Rows) -> dict[str, Tensor]:
-    names = list(tuning.params)
-    found = torch.autograd.grad(tuning.objective(rows).of("shift+bias"), [tuning.params[name] for name in names])
-    return dict(zip(names, found, strict=True))
+def gradients(tuning: FineTuning, rows: Rows, terms: str = "shift+bias") -> Params:
+    """What a step of phase 2 goes down."""
+    adam = Adam(tuning.params, 0.0)
+    Descent(tuning, adam, len(rows.observations), terms).step(tuning.compared(rows))
+    return adam.gradients
+
+
+@given(
+    loss=st.sampled_from(["as_written", "as_released"]),
+    terms=st.sampled_from(["shift+bias", "shift", "bias"]),
+    sizes=st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(2, 5), st.integers(1, 3), st.integers(1, 20)),
+    count=st.integers(1, 40),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    seed=st.integers(0, 1000),
+)
+def test_a_step_goes_down_the_gradient_that_autograd_gives(
+    loss: str, terms: str, sizes: tuple[int, int, int, int, int], count: int, dtype: torch.dtype, seed: int
+) -> None:
+    obs_dim, act_dim, members, layers, width = sizes
+    generator = torch.Generator().manual_seed(seed)
+    architecture = Architecture(obs_dim, act_dim, members, 1, layers, width)
+    m1, m2 = new_ensemble(architecture, generator), new_ensemble(architecture, generator)
+    drawn = draw_members(members, count, generator)
+    numbers = torch.randn(count + 30, obs_dim + act_dim, generator=generator)
+    for model, first in ((m1, 0), (m2, 10)):
+        fit_scaler(model, numbers[first:])
+        model.params["max_log_variance"] = model.params["max_log_variance"] - 0.1 * first
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}[dtype]
+    m1, m2 = converted(m1, dtype), converted(m2, dtype)
+    inputs = numbers[:count].to(dtype)
+    rows = Rows(inputs[:, :obs_dim], inputs[:, obs_dim:], *drawn)
+    expected = plain_model.gradients(
+        m2.params, lambda params: plain_model.objective(m1, m2, params, loss, rows).of(terms)
+    )
+    found = gradients(FineTuning(m1, m2, loss), rows, terms)
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=tolerance, atol=tolerance * scale)
+
+
+def converted(model: Ensemble, dtype: torch.dtype) -> Ensemble:
+    """The model in another precision."""
+    return Ensemble(
+        model.architecture,
+        {name: tensor.to(dtype) for name, tensor in model.params.items()},
+        model.scaler_mean.to(dtype),
+        model.scaler_std.to(dtype),
+        model.elites,
+        {},
+        {},
+    )
 
 
 def test_everything_that_phase_2_trains_has_a_gradient_and_m1_is_not_trained(inputs: Inputs) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
+from workflow_tools import REPO
 
 from usbpo import sac, transitions
 from usbpo.errors import UsbpoError
 from usbpo.header import Header
+from usbpo.learner import Learner
 from usbpo.optimizer import Params
-from usbpo.sac import Agent, Architecture, Batch, Learner, mean_action, new_agent, q_values, sample_action
+from usbpo.sac import Agent, Architecture, mean_action, new_agent, q_values, sample_action
 from usbpo.stages import policy as stage
 from usbpo.stages.initialise import initialise
-from usbpo.stages.policy import Replay, draw_batch, policy
+from usbpo.stages.policy import BLOCK, Replay, policy, replay_of, take_updates
 from usbpo.transitions import Transitions
 
+sys.path.insert(0, str(REPO / "benchmarks"))
+from plain_sac import Batch, PlainLearner, in_double, update  # type: ignore[import-not-found]
+
 CONSTANTS: dict[str, Any] = {"learning_rate": 3e-4, "discount": 0.99, "polyak": 0.005, "target_entropy": -1.0}
+CPU = torch.device("cpu")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -177,13 +184,13 @@ class Softlearning:
 def test_several_updates_equal_those_of_a_plain_reference(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent(hidden_size=16)
     constants = CONSTANTS | {"learning_rate": 3e-3, "polyak": 0.05}
-    learner = Learner(agent, **constants)
+    learner = Learner(agent, rows=32, real=16, **constants)
     reference = Softlearning(agent, 3e-3, 0.99, 0.05, -1.0)
-    for update in range(8):
-        batch, noise = make_batch(seed=10 * update), normal(2, 32, 2, seed=update)
-        seen, expected = learner.update(batch, noise), reference.update(batch, noise)
+    for number in range(8):
+        batch, noise = make_batch(seed=10 * number), normal(2, 32, 2, seed=number)
+        seen, expected = update(learner, batch, noise), reference.update(batch, noise)
         for name, value in expected.items():
-            assert float(seen[name]) == pytest.approx(value, rel=1e-4, abs=1e-5), (update, name)
+            assert float(seen[name]) == pytest.approx(value, rel=1e-4, abs=1e-5), (number, name)
     observations, actions = normal(20, 3, seed=50), normal(20, 2, seed=51)
     inputs = torch.cat([observations, actions], dim=1)
     with torch.no_grad():
@@ -196,10 +203,58 @@ def test_several_updates_equal_those_of_a_plain_reference(make_agent: Callable[.
     assert learner.agent().updates == 8
 
 
+CLIPPED, INSIDE = 30.0, 0.0
+"""Biases of the actor's log standard deviation, beyond its bounds and within."""
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.integers(1, 20)),
+    rows=st.integers(2, 40),
+    seed=st.integers(0, 1000),
+    log_std=st.sampled_from([INSIDE, CLIPPED, -CLIPPED]),
+)
+def test_the_hand_derived_update_is_that_of_autograd(
+    sizes: tuple[int, int, int, int], rows: int, seed: int, log_std: float
+) -> None:
+    """In double precision, for networks of any size: every tensor, every moment, every scalar."""
+    agent = in_double(new_agent(Architecture(*sizes), torch.Generator().manual_seed(seed)))
+    obs_dim, act_dim, layers, _ = sizes
+    agent.actor[f"bias.{layers}"][:, :1] = 0.5
+    agent.actor[f"bias.{layers}"][:, act_dim] = log_std
+    constants = CONSTANTS | {"learning_rate": 1e-2, "polyak": 0.1}
+    learner, plain = Learner(agent, rows=rows, real=rows // 2, **constants), PlainLearner(agent, **constants)
+    for number in range(3):
+        batch = make_batch(rows, obs_dim, act_dim, seed=seed + number)
+        batch = Batch(*(column.double() for column in list(vars(batch).values())[:-1]), real=batch.real)
+        noise = normal(2, rows, act_dim, seed=seed + number).double()
+        seen, expected = update(learner, batch, noise), plain.update(batch, noise)
+        for name, value in expected.items():
+            torch.testing.assert_close(seen[name], value, rtol=1e-9, atol=1e-9, equal_nan=True)
+    found, expected = everything(learner.agent()), everything(plain.agent())
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        # Adam divides by the square root of exp_avg_sq: where a gradient is rounding alone, so is the step.
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-8, msg=lambda said: f"{name}: {said}")  # noqa: B023
+
+
+def test_the_hand_derived_update_is_that_of_autograd_at_full_size(make_agent: Callable[..., Agent]) -> None:
+    """In single precision, at the sizes of Hopper, to rounding."""
+    agent = make_agent(obs_dim=11, act_dim=3, hidden_size=256)
+    learner, plain = Learner(agent, rows=256, real=12, **CONSTANTS), PlainLearner(agent, **CONSTANTS)
+    for number in range(5):
+        batch, noise = make_batch(256, 11, 3, seed=number, real=12), normal(2, 256, 3, seed=number)
+        seen, expected = update(learner, batch, noise), plain.update(batch, noise)
+        for name, value in expected.items():
+            torch.testing.assert_close(seen[name], value, rtol=1e-5, atol=1e-5)
+    first, second = everything(learner.agent()), everything(plain.agent())
+    for name, tensor in second.items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda said: f"{name}: {said}")  # noqa: B023
+
+
 def critics_after(agent: Agent, batch: Batch) -> Tensor:
-    learner = Learner(agent, **CONSTANTS)
-    learner.update(batch, normal(2, 32, 2))
-    return learner.critics["weight.0"].detach()
+    learner = Learner(agent, rows=32, real=16, **CONSTANTS)
+    update(learner, batch, normal(2, 32, 2))
+    return learner.critics["weight.0"].clone()
 
 
 def test_a_terminal_state_cuts_the_bootstrap(make_agent: Callable[..., Agent]) -> None:
@@ -218,15 +273,15 @@ def test_a_time_limit_does_not_cut_the_bootstrap(make_transitions: Callable[...,
     steps.terminations[:] = np.arange(40) % 5 == 0
     steps.truncations[:] = np.arange(40) % 3 == 0
     steps.rewards[:] = np.arange(40)
-    batch = draw_batch(Replay(steps), None, 64, 3, torch.Generator().manual_seed(0))
-    assert batch.terminations.tolist() == (batch.rewards % 5 == 0).float().tolist()
+    present, following = drawn(replay_of(steps, None, CPU), 64, 64)
+    assert (1 - following[:, -1]).tolist() == (present[:, -1] % 5 == 0).float().tolist()
 
 
 def test_the_discount_enters_the_backup(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent()
-    learners = [Learner(agent, **(CONSTANTS | {"discount": discount})) for discount in (0.0, 0.99)]
+    learners = [Learner(agent, rows=32, real=16, **(CONSTANTS | {"discount": discount})) for discount in (0.0, 0.99)]
     batch = make_batch(terminations=torch.zeros(32))
-    losses = [float(learner.update(batch, normal(2, 32, 2))["critic_loss"]) for learner in learners]
+    losses = [float(update(learner, batch, normal(2, 32, 2))["critic_loss"]) for learner in learners]
     with torch.no_grad():
         values = q_values(agent.critics, batch.observations, batch.actions)
     expected = 0.5 * float((values - batch.rewards).square().mean(dim=1).sum())
@@ -237,28 +292,28 @@ def test_the_discount_enters_the_backup(make_agent: Callable[..., Agent]) -> Non
 def test_targets_follow_by_polyak_averaging(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent()
     agent.targets = {name: torch.ones_like(tensor) for name, tensor in agent.targets.items()}
-    learner = Learner(agent, **(CONSTANTS | {"polyak": 0.25}))
-    learner.update(make_batch(), normal(2, 32, 2))
+    learner = Learner(agent, rows=32, real=16, **(CONSTANTS | {"polyak": 0.25}))
+    update(learner, make_batch(), normal(2, 32, 2))
     for name, target in learner.targets.items():
-        torch.testing.assert_close(target, 0.75 + 0.25 * learner.critics[name].detach())
+        torch.testing.assert_close(target, 0.75 + 0.25 * learner.critics[name])
 
 
 @pytest.mark.parametrize(("target_entropy", "rises"), [(10.0, True), (-10.0, False)])
 def test_the_temperature_moves_towards_the_target_entropy(
     target_entropy: float, rises: bool, make_agent: Callable[..., Agent]
 ) -> None:
-    learner = Learner(make_agent(), **(CONSTANTS | {"target_entropy": target_entropy}))
-    seen = learner.update(make_batch(), normal(2, 32, 2))
+    learner = Learner(make_agent(), rows=32, real=16, **(CONSTANTS | {"target_entropy": target_entropy}))
+    seen = update(learner, make_batch(), normal(2, 32, 2))
     assert float(seen["temperature"]) == 1.0
     assert -10.0 < float(seen["entropy"]) < 10.0
-    assert float(learner.temperature["log"].detach()) == pytest.approx(3e-4 if rises else -3e-4, rel=1e-3)
+    assert float(learner.temperature["log"]) == pytest.approx(3e-4 if rises else -3e-4, rel=1e-3)
 
 
 def test_the_mean_values_are_those_of_real_and_of_model_rows(make_agent: Callable[..., Agent]) -> None:
     agent, batch = make_agent(), make_batch(real=8)
     with torch.no_grad():
         values = q_values(agent.critics, batch.observations, batch.actions)
-    seen = Learner(agent, **CONSTANTS).update(batch, normal(2, 32, 2))
+    seen = update(Learner(agent, rows=32, real=8, **CONSTANTS), batch, normal(2, 32, 2))
     assert float(seen["q_real"]) == pytest.approx(float(values[:, :8].mean()), rel=1e-5)
     assert float(seen["q_model"]) == pytest.approx(float(values[:, 8:].mean()), rel=1e-5)
 
@@ -286,15 +341,15 @@ def everything(agent: Agent) -> dict[str, Tensor]:
 def test_a_saved_and_loaded_agent_learns_on_bit_for_bit(
     tmp_path: Path, make_agent: Callable[..., Agent], make_header: Callable[..., Header]
 ) -> None:
-    whole = Learner(make_agent(), **CONSTANTS)
-    for update in range(3):
-        whole.update(make_batch(seed=update), normal(2, 32, 2, seed=update))
+    whole = Learner(make_agent(), rows=32, real=16, **CONSTANTS)
+    for number in range(3):
+        update(whole, make_batch(seed=number), normal(2, 32, 2, seed=number))
     whole.agent().save(tmp_path / "policy.safetensors", make_header("policy"))
     _, loaded = sac.load(tmp_path / "policy.safetensors")
-    second_half = Learner(loaded, **CONSTANTS)
-    for update in range(3, 6):
+    second_half = Learner(loaded, rows=32, real=16, **CONSTANTS)
+    for number in range(3, 6):
         for learner in (whole, second_half):
-            learner.update(make_batch(seed=update), normal(2, 32, 2, seed=update))
+            update(learner, make_batch(seed=number), normal(2, 32, 2, seed=number))
     first, second = everything(whole.agent()), everything(second_half.agent())
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -304,7 +359,7 @@ def test_a_saved_and_loaded_agent_learns_on_bit_for_bit(
 
 def test_learning_does_not_change_the_agent_that_it_started_from(make_agent: Callable[..., Agent]) -> None:
     agent, untouched = make_agent(), make_agent()
-    Learner(agent, **CONSTANTS).update(make_batch(), normal(2, 32, 2))
+    update(Learner(agent, rows=32, real=16, **CONSTANTS), make_batch(), normal(2, 32, 2))
     first, second = everything(agent), everything(untouched)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -312,17 +367,17 @@ def test_learning_does_not_change_the_agent_that_it_started_from(make_agent: Cal
 def test_learns_a_bandit(make_agent: Callable[..., Agent]) -> None:
     """One step, reward −(a − 0.3)²: the mean action goes to 0.3."""
     agent = make_agent(obs_dim=1, act_dim=1, hidden_size=32)
-    learner = Learner(agent, **(CONSTANTS | {"learning_rate": 3e-3, "target_entropy": -2.5}))
+    learner = Learner(agent, rows=64, real=64, **(CONSTANTS | {"learning_rate": 3e-3, "target_entropy": -2.5}))
     generator = torch.Generator().manual_seed(0)
     observations, done = torch.zeros(64, 1), torch.ones(64)
     for _ in range(600):
         actions = torch.rand(64, 1, generator=generator) * 2 - 1
         rewards = -((actions[:, 0] - 0.3) ** 2) * 5
         batch = Batch(observations, actions, rewards, observations, done, real=64)
-        learner.update(batch, torch.randn(2, 64, 1, generator=generator))
+        update(learner, batch, torch.randn(2, 64, 1, generator=generator))
     assert abs(float(mean_action(agent.actor, observations[:1])) - 0.3) > 0.1
     assert float(mean_action(learner.agent().actor, observations[:1])) == pytest.approx(0.3, abs=0.07)
-    assert float(learner.temperature["log"].detach()) < 0.0
+    assert float(learner.temperature["log"]) < 0.0
 
 
 # ---- the stage ----
@@ -349,15 +404,22 @@ def run(files: Path, folder: Path, **changes: Any) -> tuple[Agent, dict[str, Any
     return sac.load(output)[1], json.loads(metrics.read_text())
 
 
+def drawn(replay: Replay, rows: int, real: int) -> Tensor:
+    """One batch, (2, rows, width)."""
+    batch = torch.zeros(2, rows, replay.packed.shape[-1])
+    replay.gather(replay.draw(1, rows, real, torch.Generator().manual_seed(0))[0], batch)
+    return batch
+
+
 def test_a_batch_is_five_percent_real(make_transitions: Callable[..., Transitions]) -> None:
     real, model = make_transitions(50), make_transitions(300, seed=1)
-    batch = draw_batch(Replay(real), Replay(model), 256, int(256 * 0.05), torch.Generator().manual_seed(0))
-    assert batch.real == 12
-    assert len(batch.rewards) == 256
+    batch = drawn(replay_of(real, model, CPU), 256, int(256 * 0.05))
     known = {name: {tuple(row) for row in t.observations.tolist()} for name, t in (("real", real), ("model", model))}
-    drawn = [tuple(row) for row in batch.observations.tolist()]
-    assert set(drawn[:12]) <= known["real"]
-    assert set(drawn[12:]) <= known["model"]
+    observations = [tuple(row) for row in batch[0, :, :3].tolist()]
+    assert set(observations[:12]) <= known["real"]
+    assert set(observations[12:]) <= known["model"]
+    assert len(set(observations[:12])) > 8
+    assert len(set(observations[12:])) > 120
 
 
 def test_the_columns_of_a_drawn_row_belong_together(make_transitions: Callable[..., Transitions]) -> None:
@@ -365,11 +427,12 @@ def test_the_columns_of_a_drawn_row_belong_together(make_transitions: Callable[.
     for name in ("observations", "actions", "next_observations"):
         getattr(steps, name)[:, 0] = np.arange(50)
     steps.rewards[:] = np.arange(50)
-    batch = draw_batch(Replay(steps), Replay(steps), 100, 30, torch.Generator().manual_seed(0))
-    for columns in (batch.observations, batch.actions, batch.next_observations):
-        assert torch.equal(columns[:, 0], batch.rewards)
-    assert len(batch.rewards.unique()) > 30
-    assert torch.equal(batch.terminations.bool(), torch.from_numpy(steps.terminations)[batch.rewards.long()])
+    present, following = drawn(replay_of(steps, steps, CPU), 100, 30)
+    rewards = present[:, -1]
+    for column in (present[:, 0], present[:, 3], following[:, 0]):
+        assert torch.equal(column, rewards)
+    assert len(rewards.unique()) > 30
+    assert torch.equal(following[:, -1] == 0.0, torch.from_numpy(steps.terminations)[rewards.long()])
 
 
 def test_the_stage_takes_its_updates_and_reports(files: Path, tmp_path: Path) -> None:
@@ -388,19 +451,37 @@ def test_the_stage_takes_its_updates_and_reports(files: Path, tmp_path: Path) ->
 def test_the_stage_mixes_real_and_model_rows_as_it_is_told(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[int, int, int]] = []
 
-    def recording(real: Replay, model: Replay | None, rows: int, real_rows: int, generator: torch.Generator) -> Batch:
-        assert model is not None
-        assert (len(real.columns[2]), len(model.columns[2])) == (50, 300)
-        asked.append((rows, real_rows))
-        return draw_batch(real, model, rows, real_rows, generator)
+    class Recording(Replay):
+        def draw(self, updates: int, rows: int, real: int, generator: torch.Generator) -> Tensor:
+            assert (self.real_rows, self.model_rows) == (50, 300)
+            asked.append((updates, rows, real))
+            return super().draw(updates, rows, real, generator)
 
-    monkeypatch.setattr(stage, "draw_batch", recording)
+    monkeypatch.setattr(stage, "Replay", Recording)
     _, metrics = run(files, tmp_path / "out")
-    assert asked == [(40, 2)] * 6
+    assert asked == [(6, 40, 2)]
     assert all(entry["q_real"] != entry["q_model"] for entry in metrics["history"])
     assert all(isinstance(entry["q_model"], float) for entry in metrics["history"])
+
+
+def test_random_numbers_are_drawn_in_blocks_of_a_fixed_number_of_updates(
+    make_agent: Callable[..., Agent], make_transitions: Callable[..., Transitions]
+) -> None:
+    """So that the bytes do not depend on how often metrics are written, and the first block not on what follows."""
+    replay, losses = replay_of(make_transitions(50), make_transitions(300, seed=1), CPU), {}
+    for updates in (BLOCK, BLOCK + 7):
+        learner, seen = Learner(make_agent(), rows=8, real=2, **CONSTANTS), dict[int, float]()
+
+        def watch(update: int, learner: Learner = learner, seen: dict[int, float] = seen) -> None:
+            seen[update] = float(learner.seen()["critic_loss"])
+
+        take_updates(learner, replay, updates, torch.Generator().manual_seed(0), watch)
+        losses[updates] = seen
+    assert list(losses[BLOCK + 7]) == list(range(BLOCK + 7))
+    assert losses[BLOCK].items() <= losses[BLOCK + 7].items()
+    assert len(set(losses[BLOCK + 7].values())) == BLOCK + 7
 
 
 def test_without_rollouts_every_row_is_real(files: Path, tmp_path: Path) -> None:

@@ -293,7 +293,19 @@ class TheoryKeys(Section):
     )
 
 
-class RunConfig(Section):
+class DeviceKeys(Section):
+    """Where the stages compute that train or use networks."""
+
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "Where networks are trained and used; auto is the GPU where there is one. A seed gives the same bytes "
+        "each time on one device, and other numbers on the other.",
+        "name",
+        OURS,
+        "auto",
+    )
+
+
+class RunConfig(DeviceKeys):
     """The whole configuration of a run: one task with one method."""
 
     environment: EnvironmentKeys = key("The environment.", "section", "table of tasks")

@@ -12,11 +12,15 @@ from torch.nn.functional import silu, softplus
 from usbpo import checkpoints
 from usbpo.errors import UsbpoError
 from usbpo.header import Header
-from usbpo.optimizer import Params, new_moments, prefixed, under
+from usbpo.optimizer import Params, moved, new_moments, prefixed, under
+from usbpo.passes import Forward, layer_count
 
 KIND = "model"
 MAX_LOG_VARIANCE, MIN_LOG_VARIANCE = 0.5, -10.0
 """Where the learned bounds of the log-variance start (MBPO released code)."""
+
+BOUNDS = ("max_log_variance", "min_log_variance")
+"""The parameters that all members share."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,19 @@ class Ensemble:
             **prefixed("mle", self.mle),
             **prefixed("finetune", self.finetune),
         }
-        checkpoints.write(path, header, tensors)
+        checkpoints.write(path, header, moved(tensors, torch.device("cpu")))
+
+    def to(self, device: torch.device) -> "Ensemble":
+        """The same model on a device."""
+        return Ensemble(
+            self.architecture,
+            moved(self.params, device),
+            self.scaler_mean.to(device),
+            self.scaler_std.to(device),
+            self.elites.to(device),
+            moved(self.mle, device),
+            moved(self.finetune, device),
+        )
 
 
 def load(path: Path) -> tuple[Header, Ensemble]:
@@ -158,20 +174,33 @@ def fit_scaler(ensemble: Ensemble, inputs: Tensor) -> None:
 def raw_outputs(params: Params, standardised: Tensor) -> tuple[Tensor, Tensor]:
     """The networks' outputs: mean and log-variance of (reward, s' − s), each (members, rows, obs_dim + 1).
 
+    This is the definition, which autograd can follow; `passes.py` computes the same in less time.
+
     Args:
-        params: of all members, or of one (`of_member`).
+        params: of all members.
         standardised: inputs, (members, rows, obs_dim + act_dim).
     """
     hidden = standardised
-    layers = sum(name.startswith("weight") for name in params)
+    layers = layer_count(params)
     for layer in range(layers):
         hidden = torch.baddbmm(params[f"bias.{layer}"], hidden, params[f"weight.{layer}"])
         if layer < layers - 1:
             hidden = silu(hidden)
-    mean, log_variance = hidden.chunk(2, dim=-1)
+    return bounded(params, hidden)
+
+
+def bounded(params: Params, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance, each (…, obs_dim + 1), from outputs (…, 2 · (obs_dim + 1)), the variance within bounds."""
+    mean, log_variance = outputs.chunk(2, dim=-1)
     log_variance = params["max_log_variance"] - softplus(params["max_log_variance"] - log_variance)
     log_variance = params["min_log_variance"] + softplus(log_variance - params["min_log_variance"])
     return mean, log_variance
+
+
+def gaussian(params: Params, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of (reward, s' − s), as `bounded`."""
+    mean, log_variance = bounded(params, outputs)
+    return mean, torch.exp(0.5 * log_variance)
 
 
 def standardise(ensemble: Ensemble, inputs: Tensor) -> Tensor:
@@ -179,17 +208,17 @@ def standardise(ensemble: Ensemble, inputs: Tensor) -> Tensor:
     return (inputs - ensemble.scaler_mean) / ensemble.scaler_std
 
 
+@torch.no_grad()
 def predict(ensemble: Ensemble, params: Params, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of (reward, s') by every member, each (members, rows, obs_dim + 1).
 
-    `params` stand in for the ensemble's own, so that those in training can be asked.
+    `params` stand in for the ensemble's own, so that those in training can be asked; there are no gradients.
     """
     inputs = standardise(ensemble, torch.cat([observations, actions], dim=-1))
-    members = params["weight.0"].shape[0]
-    mean, log_variance = raw_outputs(params, inputs.expand(members, -1, -1))
-    return _next_state(mean, observations), torch.exp(0.5 * log_variance)
+    return _next_state(gaussian(params, Forward(params).all_members(inputs)), observations)
 
 
+@torch.no_grad()
 def predict_one_member(
     ensemble: Ensemble, members: Tensor, observations: Tensor, actions: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -198,25 +227,16 @@ def predict_one_member(
     Args:
         members: (rows,), the member that predicts each row. Only that member is computed.
     """
-    mean = torch.empty(len(observations), ensemble.architecture.obs_dim + 1)
-    std = torch.empty_like(mean)
-    for member in range(ensemble.architecture.members):
-        rows = torch.nonzero(members == member).squeeze(1)
-        if len(rows):
-            params = of_member(ensemble.params, member)
-            one_mean, one_std = predict(ensemble, params, observations[rows], actions[rows])
-            mean[rows], std[rows] = one_mean[0], one_std[0]
-    return mean, std
+    inputs = standardise(ensemble, torch.cat([observations, actions], dim=-1))
+    outputs = Forward(ensemble.params).one_member_each(members, inputs)
+    return _next_state(gaussian(ensemble.params, outputs), observations)
 
 
-def of_member(params: Params, member: int) -> Params:
-    """The parameters of one member, still with a leading axis of length 1."""
-    return {name: t if name.endswith("variance") else t[member : member + 1] for name, t in params.items()}
-
-
-def _next_state(mean: Tensor, observations: Tensor) -> Tensor:
-    """Turn the mean of (reward, s' − s) into that of (reward, s')."""
-    return torch.cat([mean[..., :1], mean[..., 1:] + observations], dim=-1)
+def _next_state(prediction: tuple[Tensor, Tensor], observations: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn the Gaussian of (reward, s' − s) into that of (reward, s')."""
+    mean = prediction[0].contiguous()
+    mean[..., 1:] += observations
+    return mean, prediction[1]
 
 
 def negative_log_likelihood(
@@ -240,6 +260,7 @@ def negative_log_likelihood(
     return fit.sum() + decay + log_variance_penalty * bounds
 
 
+@torch.no_grad()
 def holdout_mse(ensemble: Ensemble, params: Params, inputs: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error of each member's mean, (members,), over rows and dimensions of (reward, s' − s).
 
@@ -247,10 +268,8 @@ def holdout_mse(ensemble: Ensemble, params: Params, inputs: Tensor, targets: Ten
         inputs: raw (observation, action), (rows, obs_dim + act_dim).
         targets: (rows, obs_dim + 1).
     """
-    with torch.no_grad():
-        members = params["weight.0"].shape[0]
-        mean, _ = raw_outputs(params, standardise(ensemble, inputs).expand(members, -1, -1))
-        return (mean - targets).square().mean(dim=(1, 2))
+    means = Forward(params, columns=targets.shape[1]).all_members(standardise(ensemble, inputs))
+    return means.sub_(targets).square_().mean(dim=(1, 2))
 
 
 def choose_elites(errors: Tensor, count: int) -> Tensor:

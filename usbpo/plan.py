@@ -139,19 +139,20 @@ class Run:
         return (
             f"{self._environment()} --episodes {config.environment.episodes} "
             f"--termination {shlex.quote(config.environment.termination)} --steps {self.schedule.cycle_steps} "
-            f"--lengths {lengths} --retained-updates {self.schedule.retained_updates} {' '.join(given)}"
+            f"--lengths {lengths} --retained-updates {self.schedule.retained_updates} {self._device()} {' '.join(given)}"
         )
 
     def phase1_options(self) -> str:
         """Parameters of `phase1`."""
-        return f"{as_options(self._model_keys())} {as_options(self.config.phase1)}"
+        return f"{as_options(self._model_keys())} {as_options(self.config.phase1)} {self._device()}"
 
     def phase2_options(self) -> str:
         """Parameters of `phase2`; it holds out the same rows as phase 1."""
         if self.config.phase2 is None:
             raise UsbpoError(f"the method {self.method} has no phase 2; ask for model-mle.safetensors instead.")
         holdout = as_options(self.config.phase1, only={"holdout_ratio", "holdout_limit"})
-        return f"{as_options(self.config.phase2)} {holdout} --retained-updates {self.schedule.retained_updates}"
+        retained = f"--retained-updates {self.schedule.retained_updates}"
+        return f"{as_options(self.config.phase2)} {holdout} {retained} {self._device()}"
 
     def _model_keys(self) -> ModelKeys:
         if self.config.model is None:
@@ -162,13 +163,13 @@ class Run:
         """Parameters of `rollout`."""
         termination = shlex.quote(self.config.environment.termination)
         length = self.schedule.rollout_steps(cycle)
-        return f"{as_options(self.config.rollout)} --termination {termination} --length {length}"
+        return f"{as_options(self.config.rollout)} {self._device()} --termination {termination} --length {length}"
 
     def policy_options(self) -> str:
         """Parameters of `policy`."""
         updates = self.config.policy.updates_per_step * self.schedule.cycle_steps
         options = as_options(self.config.policy, without={"updates_per_step"})
-        return f"{options} --updates {updates} --retained-updates {self.schedule.retained_updates}"
+        return f"{options} --updates {updates} --retained-updates {self.schedule.retained_updates} {self._device()}"
 
     def evaluate_options(self, cycle: int) -> str:
         """Parameters of `evaluate`."""
@@ -203,6 +204,9 @@ class Run:
     def video_options(self) -> str:
         """Parameters of `video`."""
         return self._environment()
+
+    def _device(self) -> str:
+        return as_options(self.config, only={"device"})
 
     def _environment(self) -> str:
         environment = self.config.environment

@@ -1,8 +1,4 @@
-"""Soft actor-critic: the agent's state, and one update of it from one batch (softlearning's SAC, as used by MBPO).
-
-Where the order of operations is free, it is: critics, then actor against the new critics, then temperature, then
-targets; the temperature of all losses is the one before the update.
-"""
+"""Soft actor-critic: the agent's state, its policy and its values (softlearning's SAC, as used by MBPO)."""
 
 import itertools
 from dataclasses import dataclass
@@ -16,7 +12,7 @@ from torch.nn.functional import relu, softplus
 from usbpo import checkpoints
 from usbpo.errors import UsbpoError
 from usbpo.header import Header
-from usbpo.optimizer import Adam, Params, copied, detached, new_moments, prefixed, trainable, under
+from usbpo.optimizer import Params, copied, new_moments, prefixed, under
 
 KIND = "policy"
 LOG_STD_BOUNDS = (-20.0, 2.0)
@@ -174,92 +170,3 @@ def q_values(critics: Params, observations: Tensor, actions: Tensor) -> Tensor:
         if layer < layers - 1:
             hidden = relu(hidden)
     return hidden.squeeze(-1)
-
-
-@dataclass
-class Batch:
-    """Rows to learn from; the first `real` of them are real, the others from the model."""
-
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    next_observations: Tensor
-    terminations: Tensor
-    """(rows,), 1.0 where the next state is terminal: time limits do not cut the bootstrap"""
-    real: int
-
-
-class Learner:
-    """The agent in training: its tensors, its three optimizers, and the constants of the losses.
-
-    Args:
-        agent: where to go on from; it is not changed.
-        learning_rate: of actor, critics and temperature.
-        discount: γ.
-        polyak: share of the critics that enters the targets in each update.
-        target_entropy: what the temperature aims at, nats.
-    """
-
-    def __init__(
-        self, agent: Agent, *, learning_rate: float, discount: float, polyak: float, target_entropy: float
-    ) -> None:
-        self.architecture = agent.architecture
-        self.actor, self.critics = trainable(agent.actor), trainable(agent.critics)
-        self.temperature = trainable(agent.temperature)
-        self.targets = copied(agent.targets)
-        self.discount, self.polyak, self.target_entropy = discount, polyak, target_entropy
-        self.optimizers = {name: Adam(getattr(self, name), learning_rate, agent.moments[name]) for name in TRAINED}
-        self.updates = agent.updates
-
-    def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-        """One update of everything.
-
-        Args:
-            noise: standard normal, (2, rows, act_dim), for the next and the present actions.
-
-        Returns:
-            Scalars before the step they belong to: the losses, the mean Q on real and on model rows (NaN where
-            there are none), the policy's entropy and the temperature.
-        """
-        alpha = self.temperature["log"].detach().exp()
-
-        with torch.no_grad():
-            next_actions, next_log_density = sample_action(self.actor, batch.next_observations, noise[0])
-            next_values = q_values(self.targets, batch.next_observations, next_actions).amin(dim=0)
-            soft_values = next_values - alpha * next_log_density
-            backup = batch.rewards + self.discount * (1.0 - batch.terminations) * soft_values
-        values = q_values(self.critics, batch.observations, batch.actions)
-        critic_loss = 0.5 * (values - backup).square().mean(dim=1).sum()
-        self.optimizers["critics"].minimise(critic_loss)
-
-        actions, log_density = sample_action(self.actor, batch.observations, noise[1])
-        value = q_values(detached(self.critics), batch.observations, actions).amin(dim=0)
-        actor_loss = (alpha * log_density - value).mean()
-        self.optimizers["actor"].minimise(actor_loss)
-
-        entropy = -log_density.detach().mean()
-        self.optimizers["temperature"].minimise(self.temperature["log"] * (entropy - self.target_entropy))
-
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.targets.values()), list(self.critics.values()), self.polyak)
-        self.updates += 1
-        return {
-            "critic_loss": critic_loss.detach(),
-            "actor_loss": actor_loss.detach(),
-            "q_real": values[:, : batch.real].detach().mean(),
-            "q_model": values[:, batch.real :].detach().mean(),
-            "entropy": entropy,
-            "temperature": alpha,
-        }
-
-    def agent(self) -> Agent:
-        """A snapshot of the agent, ready to be saved."""
-        return Agent(
-            architecture=self.architecture,
-            actor=copied(self.actor),
-            critics=copied(self.critics),
-            targets=copied(self.targets),
-            temperature=copied(self.temperature),
-            moments={name: copied(self.optimizers[name].moments()) for name in TRAINED},
-            updates=self.updates,
-        )

@@ -26,12 +26,12 @@ def numpy_generator(seed: int, cycle: int, stage: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed_sequence(seed, cycle, stage)))
 
 
-def torch_generator(seed: int, cycle: int, stage: str) -> torch.Generator:
-    """A torch CPU generator for one stage."""
+def torch_generator(seed: int, cycle: int, stage: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator for one stage, on its device; the numbers of a GPU are others than those of a CPU."""
     import torch  # here, so that Snakemake, which asks the simulators for their sizes, need not load it
 
     (state,) = seed_sequence(seed, cycle, stage).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state))
+    return torch.Generator(device).manual_seed(int(state))
 
 
 def pack_generator(generator: np.random.Generator) -> NDArray[np.uint64]:

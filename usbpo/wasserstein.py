@@ -24,7 +24,7 @@ class Objective(NamedTuple):
 def root(square: Tensor) -> Tensor:
     """Square root whose gradient at 0 is 0 rather than infinite."""
     zero = square == 0
-    return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, square)))
+    return torch.sqrt(square.masked_fill(zero, 1.0)).masked_fill(zero, 0.0)
 
 
 def w2(mean1: Tensor, std1: Tensor, mean2: Tensor, std2: Tensor) -> Tensor:
@@ -33,6 +33,11 @@ def w2(mean1: Tensor, std1: Tensor, mean2: Tensor, std2: Tensor) -> Tensor:
     Closed form for diagonal Gaussians: W2² = ‖μ1 − μ2‖² + ‖σ1 − σ2‖².
     """
     return root((mean1 - mean2).square().sum(dim=-1) + (std1 - std2).square().sum(dim=-1))
+
+
+def drawn(values: Tensor, members: Tensor) -> Tensor:
+    """Of (members, rows, dim) the rows of the members drawn, (rows, dim)."""
+    return values.gather(0, members[None, :, None].expand(1, -1, values.shape[2])).squeeze(0)
 
 
 def as_written(m1: tuple[Tensor, Tensor], m2: tuple[Tensor, Tensor], members: Tensor) -> Objective:
@@ -47,8 +52,7 @@ def as_written(m1: tuple[Tensor, Tensor], m2: tuple[Tensor, Tensor], members: Te
         members: (rows,), the member j of M2 drawn for each row.
     """
     mean, std = m2
-    rows = torch.arange(mean.shape[1])
-    mean_j, std_j = mean[members, rows], std[members, rows]
+    mean_j, std_j = drawn(mean, members), drawn(std, members)
     shift = w2(*m1, mean_j, std_j).mean()
     # The member's distance to itself is 0 and adds nothing to the sum.
     bias = w2(mean_j, std_j, mean, std).sum(dim=0).mean() / (len(mean) - 1)
@@ -64,8 +68,7 @@ def as_released(m1: tuple[Tensor, Tensor], m2: tuple[Tensor, Tensor], members: T
     """
     mean, std = m2
     count, batch = mean.shape[:2]
-    rows = torch.arange(batch)
-    mean_j, std_j = mean[members, rows], std[members, rows]
+    mean_j, std_j = drawn(mean, members), drawn(std, members)
 
     def distance(mean1: Tensor, std1: Tensor, mean2: Tensor, std2: Tensor) -> Tensor:
         diagonal = torch.diagonal((std1 - std2).square(), dim1=-2, dim2=-1)

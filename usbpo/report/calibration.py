@@ -17,7 +17,9 @@ import torch
 
 from usbpo import ensemble, sac, transitions
 from usbpo.header import Header
-from usbpo.optimizer import Adam, trainable
+from usbpo.learner import Learner
+from usbpo.optimizer import Adam, copied
+from usbpo.passes import LikelihoodStep, decay_by_name
 from usbpo.sizes import Sizes
 from usbpo.tasks import Simulator
 from usbpo.transitions import Transitions
@@ -59,7 +61,7 @@ def calibrate(sizes: Sizes) -> Speeds:
     model = config.model
     made = ensemble.Architecture(obs_dim, act_dim, model.members, model.elites, model.hidden_layers, model.hidden_size)
     minibatch = _minibatch(made, config.phase1.batch_size)
-    share = 0.0 if config.phase2 is None else 1.5 * config.phase2.batch_size / config.phase1.batch_size
+    share = 0.0 if config.phase2 is None else 1.25 * config.phase2.batch_size / config.phase1.batch_size
     return Speeds(update, step, file, byte, minibatch, _model_step(made), share * minibatch)
 
 
@@ -67,12 +69,10 @@ def calibrate(sizes: Sizes) -> Speeds:
 def _policy_update(architecture: sac.Architecture, rows: int) -> float:
     generator = torch.Generator().manual_seed(0)
     agent = sac.new_agent(architecture, generator)
-    learner = sac.Learner(agent, learning_rate=3e-4, discount=0.99, polyak=0.005, target_entropy=-1.0)
-    sizes = architecture.obs_dim, architecture.act_dim, architecture.obs_dim
-    observations, actions, following = (torch.randn(rows, n, generator=generator) for n in sizes)
-    batch = sac.Batch(observations, actions.tanh(), torch.zeros(rows), following, torch.zeros(rows), real=rows)
-    noise = torch.randn(2, rows, architecture.act_dim, generator=generator)
-    return _timed(lambda: learner.update(batch, noise), 20)
+    learner = Learner(agent, rows=rows, real=rows, learning_rate=3e-4, discount=0.99, polyak=0.005, target_entropy=-1.0)
+    learner.batch.normal_(generator=generator)
+    learner.noise.normal_(generator=generator)
+    return _timed(learner.update, 20)
 
 
 @cache
@@ -100,12 +100,13 @@ def _real_step(environment: str, arguments: str) -> float:
 @cache
 def _minibatch(architecture: ensemble.Architecture, rows: int) -> float:
     generator = torch.Generator().manual_seed(0)
-    params = trainable(ensemble.new_ensemble(architecture, generator).params)
-    adam = Adam(params, 1e-3)
+    params = copied(ensemble.new_ensemble(architecture, generator).params)
+    adam = Adam(params, 1e-3, weight_decay=decay_by_name([1e-4] * (architecture.hidden_layers + 1)))
     sizes = architecture.obs_dim + architecture.act_dim, architecture.obs_dim + 1
-    x, y = (torch.randn(architecture.members, rows, n, generator=generator) for n in sizes)
-    decay = [1e-4] * (architecture.hidden_layers + 1)
-    return _timed(lambda: adam.minimise(ensemble.negative_log_likelihood(params, x, y, decay, 0.01)), 8)
+    x, y = (torch.randn(ROWS_PREDICTED, n, generator=generator) for n in sizes)
+    index = torch.randint(ROWS_PREDICTED, (architecture.members, rows), generator=generator)
+    step = LikelihoodStep(params, adam, x, y, rows, 0.01)
+    return _timed(lambda: step.take(index), 8)
 
 
 @cache

@@ -23,6 +23,10 @@ class ModelData:
         """Some rows."""
         return ModelData(self.inputs[index], self.targets[index])
 
+    def to(self, device: torch.device) -> "ModelData":
+        """The same rows on a device."""
+        return ModelData(self.inputs.to(device), self.targets.to(device))
+
 
 def model_data(batch: Transitions) -> ModelData:
     """Real transitions as the model sees them."""

@@ -1,12 +1,12 @@
 """Stage `phase1`: maximum likelihood on real data (algorithm, phase 1)."""
 
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from usbpo import device as devices
 from usbpo import transitions
 from usbpo.checkpoints import check_architecture
 from usbpo.ensemble import (
@@ -17,14 +17,14 @@ from usbpo.ensemble import (
     fit_scaler,
     holdout_mse,
     load,
-    negative_log_likelihood,
     new_ensemble,
     standardise,
 )
 from usbpo.errors import UsbpoError
 from usbpo.files import write_json
 from usbpo.header import Header, parameters_of
-from usbpo.optimizer import Adam, copied, trainable
+from usbpo.optimizer import Adam, copied
+from usbpo.passes import LikelihoodStep, decay_by_name
 from usbpo.seeding import torch_generator
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 
@@ -58,7 +58,8 @@ class Snapshots:
 
 def shuffled_rows(indices: Tensor, generator: torch.Generator) -> Tensor:
     """Each row of (members, rows) in a random order of its own."""
-    order = torch.rand(indices.shape, generator=generator, dtype=torch.float64).argsort(dim=1)
+    keys = torch.rand(indices.shape, generator=generator, dtype=torch.float64, device=indices.device)
+    order = keys.argsort(dim=1)
     return indices.gather(1, order)
 
 
@@ -83,20 +84,22 @@ def train(
     """
     fit_scaler(ensemble, training.inputs)
     inputs = standardise(ensemble, training.inputs)
-    params = trainable(ensemble.params)
-    adam = Adam(params, learning_rate, ensemble.mle)
+    params = copied(ensemble.params)
+    adam = Adam(params, learning_rate, ensemble.mle, decay_by_name(weight_decay))
     rows, members = len(inputs), ensemble.architecture.members
-    bootstrap = torch.randint(rows, (members, rows), generator=generator)
-    snapshots = Snapshots(min_improvement, patience, torch.full((members,), 1e10))
+    bootstrap = torch.randint(rows, (members, rows), generator=generator, device=inputs.device)
+    sizes = {min(batch_size, rows - first) for first in range(0, rows, batch_size)}
+    steps = {
+        size: LikelihoodStep(params, adam, inputs, training.targets, size, log_variance_penalty)
+        for size in sorted(sizes)
+    }
+    snapshots = Snapshots(min_improvement, patience, torch.full((members,), 1e10, device=inputs.device))
     by_epoch: list[list[float]] = []
     stopped = ""
     while not stopped:
-        for batch in range(ceil(rows / batch_size)):
-            index = bootstrap[:, batch * batch_size : (batch + 1) * batch_size]
-            loss = negative_log_likelihood(
-                params, inputs[index], training.targets[index], weight_decay, log_variance_penalty
-            )
-            adam.minimise(loss)
+        for first in range(0, rows, batch_size):
+            minibatch = bootstrap[:, first : first + batch_size]
+            steps[minibatch.shape[1]].take(minibatch)
         bootstrap = shuffled_rows(bootstrap, generator)
         errors = holdout_mse(ensemble, params, holdout.inputs, holdout.targets)
         if not torch.isfinite(errors).all():
@@ -106,8 +109,8 @@ def train(
             stopped = f"no member improved for {snapshots.epochs_without} epochs"
         elif max_epochs is not None and len(by_epoch) >= max_epochs:
             stopped = "max_epochs reached"
-    ensemble.params = copied(params) | snapshots.params
-    ensemble.mle = copied(adam.moments())
+    ensemble.params = params | snapshots.params
+    ensemble.mle = adam.moments()
     return by_epoch, stopped
 
 
@@ -132,6 +135,7 @@ def phase1(
     patience: int,
     max_epochs: int | None = None,
     previous_model: Path | None = None,
+    device: str = "auto",
 ) -> None:
     """Train M2 by maximum likelihood on all real data, starting from M1's weights and moments.
 
@@ -142,11 +146,14 @@ def phase1(
         seed: run seed.
         cycle: number of the cycle.
         previous_model: M1; without it a new ensemble is trained.
+        device: where to compute.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, or training diverges.
+        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device, or training
+            diverges.
     """
     parameters = parameters_of(locals())
+    place = devices.choose(device)
     data_header, batch = transitions.read_all(data)
     # With the rows of D_env, by which the hold-out rows can be told again.
     header = Header(KIND, data_header.task, seed, cycle, {**parameters, "rows": len(batch)})
@@ -157,16 +164,16 @@ def phase1(
         )
     obs_dim, act_dim = batch.observations.shape[1], batch.actions.shape[1]
     architecture = Architecture(obs_dim, act_dim, members, elites, hidden_layers, hidden_size)
-    generator = torch_generator(seed, cycle, "phase1")
+    generator = torch_generator(seed, cycle, "phase1", place)
     if previous_model is None:
         ensemble = new_ensemble(architecture, torch_generator(seed, cycle, "new_ensemble"))
     else:
         previous_header, ensemble = load(previous_model)
         header.belongs(previous_model, previous_header)
         check_architecture(previous_model, "model", ensemble.architecture, architecture)
-    rows = model_data(batch)
+    ensemble, rows = ensemble.to(place), model_data(batch)
     training_rows, holdout_rows = split_holdout(len(batch), seed, cycle, holdout_ratio, holdout_limit)
-    training, holdout = rows.rows(training_rows), rows.rows(holdout_rows)
+    training, holdout = rows.rows(training_rows).to(place), rows.rows(holdout_rows).to(place)
     before = holdout_mse(ensemble, ensemble.params, holdout.inputs, holdout.targets)
     by_epoch, stopped = train(
         ensemble,

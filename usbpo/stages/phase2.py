@@ -1,20 +1,22 @@
 """Stage `phase2`: fine-tune the model by model shift plus model bias (poster eq 1; algorithm, phase 2)."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from usbpo import device as devices
 from usbpo import transitions
 from usbpo.checkpoints import check_architecture
-from usbpo.ensemble import KIND, Ensemble, choose_elites, holdout_mse, load, predict, predict_one_member
+from usbpo.device import captured
+from usbpo.ensemble import BOUNDS, KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, standardise
 from usbpo.errors import UsbpoError
 from usbpo.files import write_json
 from usbpo.header import Header, parameters_of
-from usbpo.optimizer import Adam, copied, trainable
+from usbpo.optimizer import Adam, Params, copied, trainable
+from usbpo.passes import Forward, Passes
 from usbpo.seeding import torch_generator
 from usbpo.stages.model_data import model_data, split_holdout
 from usbpo.wasserstein import LOSSES, Objective
@@ -30,37 +32,100 @@ class Rows:
     members2: Tensor
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Rows with all of the comparison that does not change while M2 is trained."""
+
+    inputs: Tensor
+    """As M2 takes them, (rows, obs_dim + act_dim)"""
+    m1: Tensor
+    """Outputs of M1's member i, (rows, 2 · (obs_dim + 1)): mean, and log-variance before its bounds"""
+    members: Tensor
+    """The members j of M2, (rows,)"""
+
+
 def draw_members(count: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A member of M1 and one of M2 for each row, each (rows,), uniformly among all `count`."""
-    drawn = torch.randint(count, (2, rows), generator=generator)
+    drawn = torch.randint(count, (2, rows), generator=generator, device=generator.device)
     return drawn[0], drawn[1]
 
 
 class FineTuning:
-    """M1, M2 and the form of the objective between them."""
+    """M1, M2 in training, and the form of the objective between them.
+
+    What is compared are the Gaussians of (reward, s' − s): all those of a row lie nearer to the origin by the same s
+    than the ones of (reward, s'), and so their distances are the same.
+    """
 
     def __init__(self, m1: Ensemble, m2: Ensemble, loss: str) -> None:
-        self.m2, self.loss, self.released = m2, LOSSES[loss], loss == "as_released"
-        self.m1 = m1
-        self.params = trainable(m2.params)
+        self.m1, self.m2, self.loss, self.released = m1, m2, LOSSES[loss], loss == "as_released"
+        self.params = copied(m2.params)
+        self._m1_networks = Forward(m1.params)
 
-    def objective(self, rows: Rows) -> Objective:
-        """Shift and bias on the rows; differentiable in M2's parameters."""
-        # M1 is a constant, but for the bounds that the released form shares with M2.
-        with nullcontext() if self.released else torch.no_grad():
-            first = self._predict_m1(rows)
-        second = predict(self.m2, self.params, rows.observations, rows.actions)
-        return self.loss(first, second, rows.members2)
+    def compared(self, rows: Rows) -> Compared:
+        """What M1 says of the rows, which is a constant."""
+        inputs = torch.cat([rows.observations, rows.actions], dim=1)
+        # The released code backs up M1's weights alone: it shares M2's scaler and log-variance bounds.
+        first = self._m1_networks.one_member_each(
+            rows.members1, standardise(self.m2 if self.released else self.m1, inputs)
+        )
+        return Compared(standardise(self.m2, inputs), first, rows.members2)
 
-    def _predict_m1(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        m1 = self.m1
-        if self.released:
-            # The released code backs up M1's weights alone: it shares M2's scaler and log-variance bounds.
-            bounds = {name: self.params[name] for name in ("max_log_variance", "min_log_variance")}
-            m1 = Ensemble(
-                m1.architecture, m1.params | bounds, self.m2.scaler_mean, self.m2.scaler_std, m1.elites, {}, {}
-            )
-        return predict_one_member(m1, rows.members1, rows.observations, rows.actions)
+    def objective(self, rows: Compared) -> Objective:
+        """Shift and bias on the rows."""
+        with torch.no_grad():
+            return self.between(rows.m1, Forward(self.params).all_members(rows.inputs), rows.members, self.params)
+
+    def between(self, m1: Tensor, m2: Tensor, members: Tensor, bounds: Params) -> Objective:
+        """Shift and bias from the networks' outputs; differentiable in those of M2 and in its bounds.
+
+        Args:
+            m1: of one member for each row, (rows, 2 · (obs_dim + 1)).
+            m2: of all members, (members, rows, 2 · (obs_dim + 1)).
+            members: (rows,), the member of M2 drawn for each row.
+            bounds: of M2's log-variance.
+        """
+        first = gaussian(bounds if self.released else self.m1.params, m1)
+        return self.loss(first, gaussian(bounds, m2), members)
+
+
+class Descent:
+    """Adam steps of M2 down the objective, on batches of one size.
+
+    Autograd differentiates the distances in the networks' outputs, `Passes` the outputs in the weights.
+
+    Args:
+        tuning: the models; the parameters in training are changed in place.
+        adam: their optimizer.
+        rows: rows of a batch.
+        terms: what is minimised, as in `Objective.of`.
+    """
+
+    def __init__(self, tuning: FineTuning, adam: Adam, rows: int, terms: str) -> None:
+        self._tuning, self._adam, self._terms = tuning, adam, terms
+        self._passes = Passes(tuning.params, adam.gradients, rows)
+        self._m1 = self._passes.outputs.new_zeros(self._passes.outputs.shape[1:])
+        self._members = torch.zeros(rows, dtype=torch.int64, device=self._m1.device)
+        self._step = captured(self.once, self._m1.device, adam.changes())
+
+    def step(self, rows: Compared) -> None:
+        """One step on the rows."""
+        self._passes.inputs.copy_(rows.inputs)
+        self._m1.copy_(rows.m1)
+        self._members.copy_(rows.members)
+        self._step()
+
+    def once(self) -> None:
+        self._passes.forward()
+        outputs = self._passes.outputs.detach().requires_grad_()
+        bounds = trainable({name: self._tuning.params[name] for name in BOUNDS})
+        objective = self._tuning.between(self._m1, outputs, self._members, bounds)
+        to_outputs, *to_bounds = torch.autograd.grad(objective.of(self._terms), [outputs, *bounds.values()])
+        self._passes.deltas.copy_(to_outputs)
+        for name, gradient in zip(bounds, to_bounds, strict=True):
+            self._adam.gradients[name].copy_(gradient)
+        self._passes.backward()
+        self._adam.step()
 
 
 def fine_tune(
@@ -69,6 +134,7 @@ def fine_tune(
     validation: Rows,
     *,
     learning_rate: float,
+    batch_size: int,
     max_steps: int,
     min_improvement: float,
     patience: int,
@@ -76,31 +142,31 @@ def fine_tune(
 ) -> tuple[list[float], int, str]:
     """Minimise the objective in place, and leave M2 at the best step: no step at all is a legal outcome.
 
+    Args:
+        draw: gives the `batch_size` rows of a step.
+
     Returns:
         The objective on the validation rows before the first step and after each, the best step, and the reason
         for stopping.
     """
-
-    def watched() -> float:
-        with torch.no_grad():
-            return float(tuning.objective(validation).of(terms))
-
     adam = Adam(tuning.params, learning_rate, tuning.m2.finetune)
-    values = [watched()]
+    descent = Descent(tuning, adam, batch_size, terms)
+    unchanging = tuning.compared(validation)
+    watched = captured(lambda: tuning.objective(unchanging).of(terms), validation.observations.device)
+    values = [float(watched())]
     best, best_step, best_params = values[0], 0, copied(tuning.params)
     stopped = "max_steps reached"
     for step in range(1, max_steps + 1):
-        adam.minimise(tuning.objective(draw()).of(terms))
-        values.append(watched())
+        descent.step(tuning.compared(draw()))
+        values.append(float(watched()))
         # An objective of 0 cannot fall any further, and a NaN compares false: neither is an improvement.
         if best > 0 and (best - values[-1]) / best > min_improvement:
             best, best_step, best_params = values[-1], step, copied(tuning.params)
         elif step - best_step > patience:
             stopped = f"no improvement for {step - best_step} steps"
             break
-    tuning.m2.params = best_params
-    tuning.m2.finetune = copied(adam.moments())
-    tuning.params = trainable(best_params)
+    tuning.m2.params = tuning.params = best_params
+    tuning.m2.finetune = adam.moments()
     return values, best_step, stopped
 
 
@@ -125,6 +191,7 @@ def phase2(
     loss: str,
     terms: str,
     retained_updates: int | None = None,
+    device: str = "auto",
 ) -> None:
     """Fine-tune M2 so that it is close to M1 and its members agree, on the states that π1 visits in M1.
 
@@ -138,11 +205,14 @@ def phase2(
         seed: run seed.
         cycle: number of the cycle.
         retained_updates: of how many model updates the rollouts are D_model, the last ones; without it all.
+        device: where to compute.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, or the objective is not finite.
+        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device, or the
+            objective is not finite.
     """
     parameters = parameters_of(locals())
+    place = devices.choose(device)
     data_header, real = transitions.read_all(data)
     header = Header(KIND, data_header.task, seed, cycle, parameters)
     header.belongs(data[-1], data_header)
@@ -153,16 +223,17 @@ def phase2(
     header.belongs(model_mle, m2_header)
     check_architecture(previous_model, "model", m1.architecture, m2.architecture)
     m2.finetune = m1.finetune
+    m1, m2 = m1.to(place), m2.to(place)
 
     members = m2.architecture.members
-    generator = torch_generator(seed, cycle, "phase2")
+    generator = torch_generator(seed, cycle, "phase2", place)
     tuning = FineTuning(m1, m2, loss)
     # The released code draws the members once, when it builds its graph, one for each place in a batch.
-    once = torch_generator(seed, 0, "phase2_members") if tuning.released else None
+    once = torch_generator(seed, 0, "phase2_members", place) if tuning.released else None
     if once is not None:
         fixed = draw_members(members, max(batch_size, validation_rows), once)
-    observations = torch.from_numpy(model_rows.observations)
-    actions = torch.from_numpy(model_rows.actions)
+    observations = torch.from_numpy(model_rows.observations).to(place)
+    actions = torch.from_numpy(model_rows.actions).to(place)
 
     def draw_for(rows: int) -> tuple[Tensor, Tensor]:
         if once is not None:
@@ -170,13 +241,12 @@ def phase2(
         return draw_members(members, rows, generator)
 
     def draw() -> Rows:
-        index = torch.randint(len(observations), (batch_size,), generator=generator)
+        index = torch.randint(len(observations), (batch_size,), generator=generator, device=place)
         return Rows(observations[index], actions[index], *draw_for(batch_size))
 
-    everything = model_data(real)
     _, holdout_rows = split_holdout(len(real), seed, cycle, holdout_ratio, holdout_limit)
-    holdout = everything.rows(holdout_rows)
-    watched = torch.randint(len(holdout_rows), (validation_rows,), generator=generator)
+    holdout = model_data(real).rows(holdout_rows).to(place)
+    watched = torch.randint(len(holdout_rows), (validation_rows,), generator=generator, device=place)
     obs_dim = m2.architecture.obs_dim
     validation_inputs = holdout.inputs[watched]
     validation = Rows(validation_inputs[:, :obs_dim], validation_inputs[:, obs_dim:], *draw_for(validation_rows))
@@ -188,6 +258,7 @@ def phase2(
         draw,
         validation,
         learning_rate=learning_rate,
+        batch_size=batch_size,
         max_steps=max_steps,
         min_improvement=min_improvement,
         patience=patience,
@@ -195,7 +266,7 @@ def phase2(
     )
     after = _described(tuning, validation)
     errors = holdout_mse(m2, m2.params, holdout.inputs, holdout.targets)
-    if not torch.isfinite(torch.tensor([*values, *errors])).all():
+    if not torch.isfinite(torch.tensor([*values, *errors.tolist()])).all():
         raise UsbpoError(f"{model_mle}: fine-tuning diverged, the objective is not finite; lower phase2.learning_rate.")
     m2.elites = choose_elites(errors, m2.architecture.elites)
     m2.save(output, header)
@@ -221,6 +292,5 @@ def phase2(
 
 def _described(tuning: FineTuning, rows: Rows) -> dict[str, float]:
     """Shift, bias and their sum on the rows, for the metrics."""
-    with torch.no_grad():
-        shift, bias = (float(value) for value in tuning.objective(rows))
+    shift, bias = (float(value) for value in tuning.objective(tuning.compared(rows)))
     return {"shift": shift, "bias": bias, "sum": shift + bias}

@@ -1,65 +1,111 @@
 """Stage `policy`: soft actor-critic updates on real and model rows (algorithm, step 5)."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from usbpo import device as devices
 from usbpo import sac, transitions
 from usbpo.checkpoints import check_architecture
 from usbpo.errors import UsbpoError
 from usbpo.files import write_json
 from usbpo.header import Header, parameters_of
-from usbpo.sac import Batch, Learner
+from usbpo.learner import Learner, pack
 from usbpo.seeding import torch_generator
 from usbpo.transitions import Transitions
 
-Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Observations, actions, rewards, next observations, terminations."""
+BLOCK = 100
+"""Updates whose row numbers and noise are drawn at once; another number is another stream of random numbers."""
 Line = dict[str, float | None]
 """The scalars of one update by name, with its number."""
 
 
 class Replay:
-    """Transitions as tensors, drawn from uniformly with replacement."""
+    """Packed transitions on a device, drawn from uniformly with replacement.
 
-    def __init__(self, batch: Transitions) -> None:
-        self.columns: Columns = (
-            torch.from_numpy(batch.observations),
-            torch.from_numpy(batch.actions),
-            torch.from_numpy(batch.rewards),
-            torch.from_numpy(batch.next_observations),
-            torch.from_numpy(batch.terminations).to(torch.float32),
-        )
+    Args:
+        packed: (2, rows, width) as `learner.pack` makes it: the model's rows, the real ones behind them, and perhaps
+            room for more.
+        model_rows: how many are the model's.
+        real_rows: how many are real.
+    """
 
-    def draw(self, rows: int, generator: torch.Generator) -> Columns:
-        """`rows` rows."""
-        index = torch.randint(len(self.columns[2]), (rows,), generator=generator)
-        observations, actions, rewards, next_observations, terminations = (c[index] for c in self.columns)
-        return observations, actions, rewards, next_observations, terminations
+    def __init__(self, packed: Tensor, model_rows: int, real_rows: int) -> None:
+        self.packed, self.model_rows, self.real_rows = packed, model_rows, real_rows
+
+    def draw(self, updates: int, rows: int, real: int, generator: torch.Generator) -> Tensor:
+        """Row numbers (updates, rows) of batches whose first `real` rows are real and the others the model's."""
+        end = self.model_rows + self.real_rows
+        drawn = torch.empty(updates, rows, dtype=torch.int64, device=self.packed.device)
+        drawn[:, :real] = torch.randint(self.model_rows, end, (updates, real), generator=generator, device=drawn.device)
+        if real < rows:
+            shape = (updates, rows - real)
+            drawn[:, real:] = torch.randint(self.model_rows, shape, generator=generator, device=drawn.device)
+        return drawn
+
+    def append(self, real: Transitions) -> None:
+        """Take further real rows, for which there must be room."""
+        end = self.model_rows + self.real_rows
+        pack_rows(real, self.packed[:, end : end + len(real)])
+        self.real_rows += len(real)
+
+    def gather(self, index: Tensor, batch: Tensor) -> None:
+        """Fill `batch` (2, rows, width) with the rows of these numbers."""
+        for half, rows in zip(self.packed, batch, strict=True):
+            torch.index_select(half, 0, index, out=rows)
 
 
-def draw_batch(real: Replay, model: Replay | None, rows: int, real_rows: int, generator: torch.Generator) -> Batch:
-    """A batch of real rows followed by model rows; all are real where there is no model."""
-    if model is None or real_rows == rows:
-        return Batch(*real.draw(rows, generator), real=rows)
-    mixed = zip(real.draw(real_rows, generator), model.draw(rows - real_rows, generator), strict=True)
-    observations, actions, rewards, next_observations, terminations = (torch.cat(pair) for pair in mixed)
-    return Batch(observations, actions, rewards, next_observations, terminations, real=real_rows)
+def pack_rows(batch: Transitions, out: Tensor) -> None:
+    """Fill `out` (2, rows, width) with transitions as `learner.pack` lays them out."""
+    observations, actions, rewards, next_observations, terminations = map(
+        torch.from_numpy,
+        (batch.observations, batch.actions, batch.rewards, batch.next_observations, batch.terminations),
+    )
+    pack(observations, actions, rewards, next_observations, terminations.to(torch.float32), out)
 
 
-def learn(
+def replay_of(real: Transitions, model: Transitions | None, device: torch.device, room: int = 0) -> Replay:
+    """D_env and, where there is one, D_model, with room for so many more real rows."""
+    model_rows, width = 0 if model is None else len(model), real.observations.shape[1] + real.actions.shape[1] + 1
+    packed = torch.empty(2, model_rows + len(real) + room, width, device=device)
+    if model is not None:
+        pack_rows(model, packed[:, :model_rows])
+    pack_rows(real, packed[:, model_rows : model_rows + len(real)])
+    return Replay(packed, model_rows, len(real))
+
+
+def take_updates(
     learner: Learner,
-    real: Replay,
-    model: Replay | None,
+    replay: Replay,
     updates: int,
     generator: torch.Generator,
-    *,
-    batch_size: int,
-    real_ratio: float,
-    report_every: int,
-) -> list[Line]:
+    watch: Callable[[int], None] = lambda update: None,
+) -> None:
+    """Soft actor-critic updates on fresh batches.
+
+    Args:
+        generator: on the learner's device.
+        watch: called after each update with its number from 0.
+    """
+    for start in range(0, updates, BLOCK):
+        count = min(BLOCK, updates - start)
+        index = replay.draw(count, learner.rows, learner.real, generator)
+        shape = (count, *learner.noise.shape)
+        noise = torch.randn(shape, generator=generator, device=learner.device, dtype=learner.noise.dtype)
+        for offset in range(count):
+            replay.gather(index[offset], learner.batch)
+            learner.noise.copy_(noise[offset])
+            learner.update()
+            watch(start + offset)
+
+
+def learn(learner: Learner, replay: Replay, updates: int, generator: torch.Generator, report_every: int) -> list[Line]:
     """Take soft actor-critic updates.
+
+    Args:
+        generator: on the learner's device.
 
     Returns:
         The scalars of the first update, of every `report_every`-th after it, and of the last.
@@ -67,13 +113,13 @@ def learn(
     Raises:
         UsbpoError: a loss is not finite.
     """
-    began, real_rows, history = learner.updates, int(batch_size * real_ratio), []
-    for update in range(updates):
-        batch = draw_batch(real, model, batch_size, real_rows, generator)
-        noise = torch.randn(2, batch_size, learner.architecture.act_dim, generator=generator)
-        seen = learner.update(batch, noise)
+    began, history = learner.updates, list[Line]()
+
+    def report(update: int) -> None:
         if update % report_every == 0 or update == updates - 1:
-            history.append({"update": began + update, **_described(seen)})
+            history.append({"update": began + update, **_described(learner.seen())})
+
+    take_updates(learner, replay, updates, generator, report)
     return history
 
 
@@ -97,6 +143,7 @@ def policy(
     report_every: int,
     rollouts: list[Path] | None = None,
     retained_updates: int | None = None,
+    device: str = "auto",
 ) -> None:
     """Update the policy.
 
@@ -110,11 +157,14 @@ def policy(
         seed: run seed.
         cycle: number of the cycle.
         retained_updates: of how many model updates the rollouts are D_model, the last ones; without it all.
+        device: where to compute.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, or training diverges.
+        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device, or training
+            diverges.
     """
     parameters = parameters_of(locals())
+    place = devices.choose(device)
     data_header, real = transitions.read_all(data)
     header = Header(sac.KIND, data_header.task, seed, cycle, parameters)
     header.belongs(data[-1], data_header)
@@ -125,23 +175,23 @@ def policy(
     check_architecture(previous_policy, "policy", agent.architecture, expected)
     model = None
     if rollouts:
-        rollout_header, made = transitions.read_rollouts(rollouts, retained_updates)
+        rollout_header, model = transitions.read_rollouts(rollouts, retained_updates)
         header.belongs(rollouts[-1], rollout_header)
-        model = Replay(made)
 
+    replay = replay_of(real, model, place)
+    real_rows = batch_size if model is None else int(batch_size * real_ratio)
+    del real, model  # as large as the replay
     learner = Learner(
-        agent, learning_rate=learning_rate, discount=discount, polyak=polyak, target_entropy=target_entropy
+        agent,
+        rows=batch_size,
+        real=real_rows,
+        learning_rate=learning_rate,
+        discount=discount,
+        polyak=polyak,
+        target_entropy=target_entropy,
+        device=place,
     )
-    history = learn(
-        learner,
-        Replay(real),
-        model,
-        updates,
-        torch_generator(seed, cycle, "policy"),
-        batch_size=batch_size,
-        real_ratio=real_ratio,
-        report_every=report_every,
-    )
+    history = learn(learner, replay, updates, torch_generator(seed, cycle, "policy", place), report_every)
     learner.agent().save(output, header)
     write_metrics(metrics, header, updates, target_entropy, history)
 

@@ -6,17 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from usbpo import device as devices
 from usbpo import sac, transitions
 from usbpo.ensemble import Ensemble, load, predict_one_member
 from usbpo.errors import UsbpoError
 from usbpo.files import write_json
 from usbpo.header import Header, parameters_of
-from usbpo.optimizer import Params
+from usbpo.optimizer import Params, moved
+from usbpo.passes import Forward
 from usbpo.seeding import torch_generator
 from usbpo.terminations import Termination, find
 from usbpo.transitions import Transitions
 
 
+@torch.no_grad()
 def roll_out(
     ensemble: Ensemble,
     actor: Params,
@@ -30,46 +33,62 @@ def roll_out(
     At each step and for each row one elite is drawn, and the next state is sampled from its Gaussian.
 
     Args:
-        starts: (branches, obs_dim).
+        starts: (branches, obs_dim), on the device of all networks and of the generator.
         length: most steps of a branch.
 
     Returns:
         The transitions, and the number of rows whose prediction was not finite: such a row is terminal and has
         nothing to learn from, so it is left out.
     """
-    obs_dim, act_dim = ensemble.architecture.obs_dim, ensemble.architecture.act_dim
+    obs_dim, act_dim, device = ensemble.architecture.obs_dim, ensemble.architecture.act_dim, starts.device
     made, lost = transitions.no_transitions(obs_dim, act_dim), 0
-    observations, branches = starts, torch.arange(len(starts))
+    observations, branches = starts, torch.arange(len(starts), device=device)
     for depth in range(1, length + 1):
         rows = len(observations)
-        noise = torch.randn(rows, act_dim, generator=generator)
-        actions, _ = sac.sample_action(actor, observations, noise)
-        members = ensemble.elites[torch.randint(len(ensemble.elites), (rows,), generator=generator)]
+        noise = torch.randn(rows, act_dim, generator=generator, device=device, dtype=starts.dtype)
+        actions = act(actor, observations, noise)
+        members = ensemble.elites[torch.randint(len(ensemble.elites), (rows,), generator=generator, device=device)]
         mean, std = predict_one_member(ensemble, members, observations, actions)
-        sample = mean + std * torch.randn(mean.shape, generator=generator)
-        finite = torch.isfinite(sample).all(dim=1)
-        if not finite.any():
-            raise UsbpoError("the model predicts no finite state any more; lower phase1.learning_rate.")
-        lost += rows - int(finite.sum())
-        observations, actions, branches, sample = (t[finite] for t in (observations, actions, branches, sample))
+        sample = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype).mul_(std).add_(mean)
+        # One look at the sum of all, which is seldom not finite, costs less than one at each row.
+        if not torch.isfinite(sample.sum()):
+            finite = torch.isfinite(sample).all(dim=1)
+            if not finite.any():
+                raise UsbpoError("the model predicts no finite state any more; lower phase1.learning_rate.")
+            lost += rows - int(finite.sum())
+            observations, actions, branches, sample = (t[finite] for t in (observations, actions, branches, sample))
         next_observations = sample[:, 1:].contiguous()
-        terminal = termination(next_observations.numpy())
+        reached = next_observations.numpy(force=True)
+        terminal = termination(reached)
         made.append(
             Transitions(
-                observations=observations.numpy(),
-                actions=actions.numpy(),
-                rewards=sample[:, 0].numpy(),
-                next_observations=next_observations.numpy(),
+                observations=observations.numpy(force=True),
+                actions=actions.numpy(force=True),
+                rewards=sample[:, 0].numpy(force=True),
+                next_observations=reached,
                 terminations=terminal,
                 truncations=np.full(len(sample), depth == length) & ~terminal,
-                episodes=branches.numpy(),
+                episodes=branches.numpy(force=True),
             )
         )
-        alive = torch.from_numpy(~terminal)
-        observations, branches = next_observations[alive], branches[alive]
+        observations = next_observations
+        if terminal.any():
+            alive = torch.from_numpy(np.flatnonzero(~terminal)).to(device)
+            observations, branches = observations.index_select(0, alive), branches.index_select(0, alive)
         if not len(observations):
             break
     return made, lost
+
+
+def act(actor: Params, observations: Tensor, noise: Tensor) -> Tensor:
+    """Actions (rows, act_dim) of the stochastic policy: `sac.sample_action` without the densities, for many rows.
+
+    Args:
+        noise: standard normal, (rows, act_dim).
+    """
+    networks = {name: tensor[None] for name, tensor in actor.items()}
+    mean, log_std = Forward(networks, activation=torch.relu_).all_members(observations)[0].chunk(2, dim=-1)
+    return torch.tanh(mean + torch.exp(log_std.clamp(*sac.LOG_STD_BOUNDS)) * noise)
 
 
 def rollout(
@@ -84,6 +103,7 @@ def rollout(
     batch_size: int,
     seed: int,
     cycle: int,
+    device: str = "auto",
 ) -> None:
     """Make this cycle's model rollouts.
 
@@ -98,23 +118,24 @@ def rollout(
         batch_size: start states.
         seed: run seed.
         cycle: number of the cycle.
+        device: where to compute.
 
     Raises:
-        UsbpoError: an input is missing, damaged or of another run, or the model predicts what is not finite.
+        UsbpoError: an input is missing, damaged or of another run, there is no such device, or the model predicts
+            what is not finite.
     """
     parameters = parameters_of(locals())
-    terminates = find(termination)
+    terminates, place = find(termination), devices.choose(device)
     data_header, real = transitions.read_all(data)
     header = Header(transitions.ROLLOUTS, data_header.task, seed, cycle, parameters)
     header.belongs(data[-1], data_header)
     (model_header, ensemble), (policy_header, agent) = load(model), sac.load(policy)
     header.belongs(model, model_header)
     header.belongs(policy, policy_header)
-    generator = torch_generator(seed, cycle, "rollout")
-    index = torch.randint(len(real), (batch_size,), generator=generator)
-    starts = torch.from_numpy(real.observations)[index]
-    with torch.no_grad():
-        made, lost = roll_out(ensemble, agent.actor, starts, length, terminates, generator)
+    generator = torch_generator(seed, cycle, "rollout", place)
+    index = torch.randint(len(real), (batch_size,), generator=generator, device=place)
+    starts = torch.from_numpy(real.observations).to(place)[index]
+    made, lost = roll_out(ensemble.to(place), moved(agent.actor, place), starts, length, terminates, generator)
     transitions.write(output, header, made)
     write_json(
         metrics,

@@ -14,16 +14,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from usbpo import device as devices
 from usbpo import ensemble, layout, sac, transitions
 from usbpo.checkpoints import check_architecture
 from usbpo.errors import UsbpoError
 from usbpo.files import read_json, write_json
 from usbpo.header import Header, parameters_of
+from usbpo.learner import Learner
 from usbpo.seeding import numpy_generator, torch_generator
 from usbpo.stages.collect import CONTINUE, Collector, check_episodes, check_finite, stochastic_actor
 from usbpo.stages.phase1 import phase1 as train_model
 from usbpo.stages.phase2 import phase2 as fine_tune
-from usbpo.stages.policy import Line, Replay, learn, write_metrics
+from usbpo.stages.policy import Line, Replay, learn, replay_of, write_metrics
 from usbpo.stages.rollout import rollout as roll_out
 from usbpo.tasks import Simulator, read_arguments
 from usbpo.transitions import Transitions
@@ -58,6 +60,7 @@ def triggered(
     rollouts: list[Path] | None = None,
     environment_arguments: str = "{}",
     episodes: str = CONTINUE,
+    device: str = "auto",
 ) -> None:
     """Collect, check, train the model where the trigger fires, update the policy; as often as the cycle has checks.
 
@@ -87,10 +90,11 @@ def triggered(
         rollouts: D_model at the end of the cycle before.
         environment_arguments: keyword arguments of the environment, as JSON.
         episodes: `continue` where the last shard's episode goes on, `end_with_cycle` where each shard begins one.
+        device: where to compute.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, training diverges, the environment
-            cannot be used so, or the cycle is so short that the model is not trained in it.
+        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device, training
+            diverges, the environment cannot be used so, or the cycle is so short that the model is not trained in it.
     """
     parameters = parameters_of(locals())
     sections = {"trigger": trigger, "model": model, "phase1": phase1, "rollout": rollout, "policy": policy}
@@ -115,6 +119,8 @@ def triggered(
             retained_updates=retained_updates,
             environment=environment,
             termination=termination,
+            steps=steps,
+            device=device,
         )
         every = keys["trigger"]["check_every"]
         if len(lengths) * every != steps:
@@ -151,6 +157,8 @@ class Checks:
         retained_updates: int,
         environment: str,
         termination: str,
+        steps: int,
+        device: str,
     ) -> None:
         self.header, self.keys, self.scratch, self.collector = header, keys, scratch, collector
         self.data, self.model, self.rollouts = data, previous_model, rollouts
@@ -161,30 +169,36 @@ class Checks:
         shard_header, state = transitions.read_collector(previous_shard)
         header.belongs(previous_shard, shard_header)
         collector.restore(state)
+        self.device, self.steps = devices.choose(device), steps
         self.learner = self._learner(previous_policy)
         self.ensemble: ensemble.Ensemble | None = None
         if previous_model is not None:
             model_header, self.ensemble = ensemble.load(previous_model)
             header.belongs(previous_model, model_header)
         self.state = Trigger() if previous_trigger is None else read_state(previous_trigger, header)
-        self.replay: Replay | None = None
+        model_rows: Transitions | None = None
         if rollouts:
-            rollout_header, made = transitions.read_rollouts(rollouts, retained_updates)
+            rollout_header, model_rows = transitions.read_rollouts(rollouts, retained_updates)
             header.belongs(rollouts[-1], rollout_header)
-            self.replay = Replay(made)
+        self.replay = self._replay(model_rows)
         self.found: list[dict[str, Any]] = []
         self.history: list[Line] = []
         self.trained: list[int] = []
         """Numbers of the checks after which the model was trained"""
 
-    def _learner(self, path: Path) -> sac.Learner:
+    def _replay(self, model: Transitions | None) -> Replay:
+        """D_model and D_env, with room for the rest of the cycle's real rows."""
+        return replay_of(self.real, model, self.device, room=self.before + self.steps - len(self.real))
+
+    def _learner(self, path: Path) -> Learner:
         found, agent = sac.load(path)
         self.header.belongs(path, found)
         sim, keys = self.collector.simulator, self.keys["policy"]
         expected = sac.Architecture(sim.obs_dim, sim.act_dim, keys["hidden_layers"], keys["hidden_size"])
         check_architecture(path, "policy", agent.architecture, expected)
         names = ("learning_rate", "discount", "polyak", "target_entropy")
-        return sac.Learner(agent, **{name: keys[name] for name in names})
+        rows, real = keys["batch_size"], int(keys["batch_size"] * keys["real_ratio"])
+        return Learner(agent, rows=rows, real=real, device=self.device, **{name: keys[name] for name in names})
 
     def check(self, number: int, length: int, *, last: bool) -> None:
         """Take the steps up to a check, ask the trigger, train the model if it fires, and update the policy.
@@ -198,20 +212,13 @@ class Checks:
         new = self.collector.collect(steps, stochastic_actor(self.learner.actor), cycle_ends=last)
         check_finite(new, self.environment)
         self.real = transitions.concatenate([self.real, new])
+        self.replay.append(new)
         if self._fires(number, new):
             self._train(number, length)
         keys = self.keys["policy"]
         updates = keys["updates_per_step"] * steps
-        lines = learn(
-            self.learner,
-            Replay(self.real),
-            self.replay,
-            updates,
-            torch_generator(self.header.seed, number, "policy"),
-            batch_size=keys["batch_size"],
-            real_ratio=keys["real_ratio"],
-            report_every=updates,
-        )
+        generator = torch_generator(self.header.seed, number, "policy", self.device)
+        lines = learn(self.learner, self.replay, updates, generator, report_every=updates)
         self.history += lines if not self.history else lines[-1:]
 
     def _fires(self, number: int, new: Transitions) -> bool:
@@ -246,7 +253,7 @@ class Checks:
     def _train(self, number: int, length: int) -> None:
         """Phase 1, phase 2 where there is one and a D_model, and rollouts; by their stages, through files."""
         seed = self.header.seed
-        identity: dict[str, Any] = {"seed": seed, "cycle": number}
+        identity: dict[str, Any] = {"seed": seed, "cycle": number, "device": self.device.type}
         shard, agent = self.scratch / "shard.h5", self.scratch / "policy.safetensors"
         collected = self.real.rows(slice(self.before, None))
         transitions.write(shard, Header(transitions.KIND, self.header.task, seed, number), collected)
@@ -290,7 +297,7 @@ class Checks:
         )
         self.model, self.ensemble = trained, ensemble.load(trained)[1]
         self.rollouts = [*self.rollouts, made]
-        self.replay = Replay(transitions.read_rollouts(self.rollouts, self.retained_updates)[1])
+        self.replay = self._replay(transitions.read_rollouts(self.rollouts, self.retained_updates)[1])
         self.trained.append(number)
 
     def _path(self, template: str, number: int) -> Path:
