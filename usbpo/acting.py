@@ -23,7 +23,7 @@ class OneByOne:
 
     def __init__(self, actor: Params) -> None:
         layers = range(len(actor) // 2)
-        weights = [actor[f"weight.{n}"].detach().t().contiguous() for n in layers]
+        weights = [actor[f"weight.{n}"].detach().t().clone(memory_format=torch.contiguous_format) for n in layers]
         biases = [actor[f"bias.{n}"].detach()[0].clone() for n in layers]
         outputs = [torch.zeros_like(bias) for bias in biases]
         self._input = torch.zeros(weights[0].shape[1], dtype=weights[0].dtype)

@@ -13,8 +13,8 @@ this is tested against. Autograd would also compute the critics' weight gradient
 of the batch, and make every intermediate anew.
 
 Every operation writes into a buffer that stays where it is; on a GPU nothing is read back and no size depends on a
-value, so that a CUDA graph holds the whole update (`usbpo.device`). Heads of one or a few units are computed transposed,
-features before rows, because the products of tall and narrow matrices are many times slower.
+value, so that a CUDA graph holds the whole update (`usbpo.device`). Heads of one or a few units are computed transposed
+(units, rows), because the products of tall and narrow matrices are many times slower.
 """
 
 from collections.abc import Callable, Iterator
