@@ -410,6 +410,7 @@ def another(name: str, field: Any) -> Any:
         "phase2.loss": "as_released",
         "phase2.terms": "bias",
         "policy.target_entropy": -3.5,
+        "device": "cpu",
     }
     if name in chosen:
         return chosen[name]
