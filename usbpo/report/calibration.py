@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from usbpo import ensemble, sac, transitions
+from usbpo.acting import OneByOne
 from usbpo.header import Header
 from usbpo.learner import Learner
 from usbpo.optimizer import Adam, copied
@@ -77,8 +78,9 @@ def _policy_update(architecture: sac.Architecture, rows: int) -> float:
 
 @cache
 def _acting(architecture: sac.Architecture) -> float:
-    actor = sac.new_agent(architecture, torch.Generator().manual_seed(0)).actor
-    return _timed(lambda: sac.mean_action(actor, torch.zeros(1, architecture.obs_dim)), 20)
+    policy = OneByOne(sac.new_agent(architecture, torch.Generator().manual_seed(0)).actor)
+    observation, noise = (np.zeros(n, np.float32) for n in (architecture.obs_dim, architecture.act_dim))
+    return _timed(lambda: policy.sample(observation, noise), 20)
 
 
 @cache
