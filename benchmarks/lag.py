@@ -25,10 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from usbpo import device as devices
 from usbpo import layout, sac, transitions
 from usbpo.config import RunConfig, load_run
 from usbpo.header import Header
 from usbpo.learner import Learner
+from usbpo.optimizer import Params, moved
 from usbpo.plan import Run
 from usbpo.seeding import seed_sequence, torch_generator
 from usbpo.stages.collect import Actor, Collector, random_actor, stochastic_actor
@@ -51,7 +53,10 @@ class Loop:
     The model's stages read and write files below `folder`, as in the workflow; steps and policy updates stay in memory.
     """
 
-    def __init__(self, folder: Path, task: str, method: str, seed: int, policy_every: int, steps: int) -> None:
+    def __init__(
+        self, folder: Path, task: str, method: str, seed: int, policy_every: int, steps: int, device: str = "auto"
+    ) -> None:
+        self.device = devices.choose(device)
         self.config: RunConfig = load_run(task, method, FOLDERS)
         self.run, self.folder, self.seed, self.policy_every = (
             Run(task, method, seed, self.config),
@@ -79,6 +84,7 @@ class Loop:
             discount=keys.discount,
             polyak=keys.polyak,
             target_entropy=keys.target_entropy,
+            device=self.device,
         )
         self.capacity = self.config.schedule.random_steps + steps
         self.replay = self._replay_with_room(0)
@@ -87,24 +93,24 @@ class Loop:
     def cycle(self, cycle: int) -> dict[str, Any]:
         """One cycle; what it was like at its end."""
         started, staged = time.perf_counter(), self.policy_every == self.run.schedule.cycle_steps
-        generator = torch_generator(self.seed, cycle, "policy")
+        generator = torch_generator(self.seed, cycle, "policy", self.device)
         parts: list[Transitions] = []
         if staged:
-            parts = [self._collect(self.policy_every, stochastic_actor(self.learner.actor))]
+            parts = [self._collect(self.policy_every, stochastic_actor(self._actor()))]
             self._write(cycle, parts)
         began_model = time.perf_counter()
         found = self._update_model(cycle, cycle if staged else cycle - 1)
         ended_model = time.perf_counter()
         for _ in range(self.run.schedule.cycle_steps // self.policy_every):
             if not staged:
-                parts.append(self._collect(self.policy_every, stochastic_actor(self.learner.actor)))
+                parts.append(self._collect(self.policy_every, stochastic_actor(self._actor())))
             updates = self.policy_every * self.config.policy.updates_per_step
             take_updates(self.learner, self.replay, updates, generator)
         if not staged:
             self._write(cycle, parts)
         updated, seen = time.perf_counter(), self.learner.seen()
         seeds = [int(s.generate_state(1)[0]) for s in seed_sequence(self.seed, 0, "evaluate").spawn(EVALUATED)]
-        returns = [evaluate_episode(self.evaluator, self.learner.actor, episode)[0] for episode in seeds]
+        returns = [evaluate_episode(self.evaluator, self._actor(), episode)[0] for episode in seeds]
         return {
             "step": cycle * self.run.schedule.cycle_steps,
             "return": float(np.mean(returns)),
@@ -118,13 +124,14 @@ class Loop:
     def _replay_with_room(self, model_rows: int) -> Replay:
         """Rows for the model's transitions, and behind them for all real ones of the run; none is filled."""
         width = self.learner.batch.shape[-1]
-        return Replay(torch.empty(2, model_rows + self.capacity, width), model_rows, 0)
+        return Replay(torch.empty(2, model_rows + self.capacity, width, device=self.device), model_rows, 0)
+
+    def _actor(self) -> Params:
+        return moved(self.learner.actor, torch.device("cpu"))
 
     def _collect(self, steps: int, actor: Actor) -> Transitions:
         made = self.collector.collect(steps, actor)
-        begin = self.replay.model_rows + self.replay.real_rows
-        pack_rows(made, self.replay.packed[:, begin : begin + steps])
-        self.replay.real_rows += steps
+        self.replay.append(made)
         return made
 
     def _write(self, cycle: int, parts: list[Transitions]) -> None:
@@ -141,7 +148,7 @@ class Loop:
             return {"holdout_mse": None, "epochs": 0}
         assert config.model is not None
         data = [self._path(layout.SHARD, n) for n in range(last_shard + 1)]
-        identity = {"seed": self.seed, "cycle": cycle}
+        identity: dict[str, Any] = {"seed": self.seed, "cycle": cycle, "device": self.device.type}
         previous = next((self.folder / path for path in run.previous_models(cycle)), None)
         metrics = self._path(layout.PHASE1_METRICS, cycle)
         mle = self._path(layout.MODEL_MLE, cycle)
@@ -189,11 +196,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="on-policy steps")
     parser.add_argument("--policy-every", type=int, default=1, help="real steps between two refreshes of the policy")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--output", type=Path, required=True, help="CSV to write")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, open(given.output, "w", newline="", encoding="utf-8") as file:
-        loop = Loop(Path(folder), given.task, given.method, given.seed, given.policy_every, given.steps)
+        loop = Loop(Path(folder), given.task, given.method, given.seed, given.policy_every, given.steps, given.device)
         writer = None
         for line in cycles(loop, given.steps):
             writer = writer or csv.DictWriter(file, list(line))

@@ -132,14 +132,14 @@ class Run:
             **{"trigger": config.trigger, "model": config.model, "phase1": config.phase1, "phase2": config.phase2},
             **{"rollout": config.rollout, "policy": config.policy},
         }
-        given = (
+        given = " ".join(
             f"--{name} {shlex.quote(json.dumps(section.model_dump(), sort_keys=True)) if section else ''}".rstrip()
             for name, section in sections.items()
         )
         return (
             f"{self._environment()} --episodes {config.environment.episodes} "
             f"--termination {shlex.quote(config.environment.termination)} --steps {self.schedule.cycle_steps} "
-            f"--lengths {lengths} --retained-updates {self.schedule.retained_updates} {self._device()} {' '.join(given)}"
+            f"--lengths {lengths} --retained-updates {self.schedule.retained_updates} {self._device()} {given}"
         )
 
     def phase1_options(self) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from usbpo import device as devices
@@ -21,6 +22,7 @@ from usbpo.errors import UsbpoError
 from usbpo.files import read_json, write_json
 from usbpo.header import Header, parameters_of
 from usbpo.learner import Learner
+from usbpo.optimizer import moved
 from usbpo.seeding import numpy_generator, torch_generator
 from usbpo.stages.collect import CONTINUE, Collector, check_episodes, check_finite, stochastic_actor
 from usbpo.stages.phase1 import phase1 as train_model
@@ -209,7 +211,8 @@ class Checks:
             last: whether the cycle ends with it.
         """
         steps = self.keys["trigger"]["check_every"]
-        new = self.collector.collect(steps, stochastic_actor(self.learner.actor), cycle_ends=last)
+        actor = moved(self.learner.actor, torch.device("cpu"))
+        new = self.collector.collect(steps, stochastic_actor(actor), cycle_ends=last)
         check_finite(new, self.environment)
         self.real = transitions.concatenate([self.real, new])
         self.replay.append(new)
