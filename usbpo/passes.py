@@ -90,17 +90,17 @@ class Forward:
         return torch.empty_like(results).index_copy_(0, order, results)[:, : self.columns]
 
     def _member(self, member: int, inputs: Tensor, outputs: Tensor) -> None:
-        atonce = chunk_rows(inputs)
+        at_once = chunk_rows(inputs)
         # Layers write into two buffers by turns.
-        buffers = [inputs.new_empty(atonce, weight.shape[2]) for weight in self._weights[:2]]
+        buffers = [inputs.new_empty(at_once, weight.shape[2]) for weight in self._weights[:2]]
         last = len(self._weights) - 1
-        for first in range(0, len(inputs), atonce):
-            hidden = inputs[first : first + atonce]
+        for first in range(0, len(inputs), at_once):
+            hidden = inputs[first : first + at_once]
             for layer in range(last):
                 product = buffers[layer % 2][: len(hidden)]
                 torch.addmm(self._biases[layer][member], hidden, self._weights[layer][member], out=product)
                 hidden = self._activation(product)
-            written = outputs[first : first + atonce]
+            written = outputs[first : first + at_once]
             torch.addmm(self._biases[last][member], hidden, self._weights[last][member], out=written)
 
 
@@ -140,25 +140,23 @@ class Passes:
         # The backward pass leaves δ_l where z_l was, but for the last.
         self._all_deltas = [*before[:-1], self.deltas]
         self._bias_gradients = [gradients[f"bias.{layer}"] for layer in layers]
-        spare = [buffer(weight.shape[1]) for weight in weights[1:2]]
         # The CPU's caches hold the activations of one member; a GPU wants all of them at once.
-        atonce = 1 if weights[0].device.type == "cpu" else members
+        chosen: list[int | slice] = [slice(members)]
+        if weights[0].device.type == "cpu":
+            chosen = list(range(members))
+        spare = torch.empty_like(after[-1][chosen[0]])
+        weight_gradients = [gradients[f"weight.{layer}"] for layer in layers]
         self._groups = [
             _Layers(
-                *(
-                    [tensor[first : first + atonce] for tensor in tensors]
-                    for tensors in (
-                        weights,
-                        biases,
-                        before,
-                        after,
-                        [gradients[f"weight.{layer}"] for layer in layers],
-                        [self.deltas],
-                        spare,
-                    )
-                )
+                weights=[weight[some] for weight in weights],
+                biases=[bias[some] for bias in biases],
+                before=[tensor[some] for tensor in before],
+                after=[tensor[some] for tensor in after],
+                weight_gradients=[gradient[some] for gradient in weight_gradients],
+                delta=self.deltas[some],
+                spare=spare,
             )
-            for first in range(0, members, atonce)
+            for some in chosen
         ]
 
     @torch.no_grad()
@@ -177,7 +175,7 @@ class Passes:
 
 
 class _Layers:
-    """Some members' share of the tensors of `Passes`, each (members, rows, width)."""
+    """The share of all members, or of one, in the tensors of `Passes`: (members, rows, width), or (rows, width)."""
 
     def __init__(
         self,
@@ -186,29 +184,32 @@ class _Layers:
         before: list[Tensor],
         after: list[Tensor],
         weight_gradients: list[Tensor],
-        deltas: list[Tensor],
-        spare: list[Tensor],
+        delta: Tensor,
+        spare: Tensor,
     ) -> None:
         self.weights, self.biases, self.before, self.after = weights, biases, before, after
-        self.weight_gradients, self.deltas, self.spare = weight_gradients, deltas, spare
+        self.weight_gradients, self.delta, self.spare = weight_gradients, delta, spare
+        alone = delta.dim() == 2
+        self.product: Callable[..., Tensor] = torch.mm if alone else torch.bmm
+        self.product_and_bias: Callable[..., Tensor] = torch.addmm if alone else torch.baddbmm
         self.weights_t = [weight.mT for weight in weights]
         self.after_t = [hidden.mT for hidden in after]
 
     def forward(self) -> None:
         last = len(self.weights) - 1
         for layer, (weight, bias, before) in enumerate(zip(self.weights, self.biases, self.before, strict=True)):
-            torch.baddbmm(bias, self.after[layer], weight, out=before)
+            self.product_and_bias(bias, self.after[layer], weight, out=before)
             if layer < last:
                 torch.ops.aten.silu.out(before, out=self.after[layer + 1])
 
     def backward(self) -> None:
-        (delta,) = self.deltas
+        delta = self.delta
         for layer in reversed(range(len(self.weights))):
-            torch.bmm(self.after_t[layer], delta, out=self.weight_gradients[layer])
+            self.product(self.after_t[layer], delta, out=self.weight_gradients[layer])
             if layer:
-                before, (spare,) = self.before[layer - 1], self.spare
-                torch.bmm(delta, self.weights_t[layer], out=spare)
-                torch.ops.aten.silu_backward.grad_input(spare, before, grad_input=before)
+                before = self.before[layer - 1]
+                self.product(delta, self.weights_t[layer], out=self.spare)
+                torch.ops.aten.silu_backward.grad_input(self.spare, before, grad_input=before)
                 delta = before
 
 
