@@ -59,7 +59,7 @@ def command_of(stage: str) -> list[str]:
     }
     data = " ".join(run.real_data(2))
     files = {
-        "block": f"--shards {data} --output out/block.h5",
+        "block": f"--parts {data} --output out/block.h5",
         "initialise": f"--data {run.real_data(0)[0]} --output out/policy.safetensors",
         "collect": f"--policy {run.previous_policy(2)[0]} --previous {run.previous_shard(2)[0]} --output out/shard.h5",
         "triggered": f"--data {' '.join(run.real_data(1))} --previous-shard {run.previous_shard(2)[0]} "
@@ -316,8 +316,11 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("theory", "--rows"): [("2", "'--rows' must be greater than or equal to 3")],
     ("initialise", "--data"): [("bad/nan.h5", f"rewards {NAN}")],
-    ("block", "--shards"): [
-        (f"{OF_USBPO}/data/00000.h5 {OF_USBPO}/data/00002.h5", "its cycle is 2, but 1 is expected; give them in order"),
+    ("block", "--parts"): [
+        (
+            f"{OF_USBPO}/data/00000.h5 {OF_USBPO}/data/00002.h5",
+            "it begins with cycle 2, but 1 is expected; ",
+        ),
         (f"{OF_USBPO}/data/00000.h5 bad/seed-1.h5", f"its seed is 1, but .*00000.h5 has 0{ONE_RUN}"),
     ],
 }

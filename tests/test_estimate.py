@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_jobs_are_counted_as_snakemake_counts_them(tmp_path: Path) -> None:
     experiment = tmp_path / "e.yaml"
     methods = ["test-usbpo", "test-mbpo", "test-cmlo", "test-sac"]
-    content = {**read_yaml(EXPERIMENT), "methods": methods, "seeds": [0, 1], "steps": 780}  # 26 cycles: a block
+    content = {**read_yaml(EXPERIMENT), "methods": methods, "seeds": [0, 1], "steps": 780}  # 26 cycles: three blocks
     experiment.write_text(yaml.safe_dump(content))
     lines = estimate(Plan(content, source="e.yaml", folders=FOLDERS), tmp_path)
     jobs = planned(tmp_path, experiment=experiment) - RESULTS

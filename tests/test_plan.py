@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from workflow_tools import FOLDERS, MBPO, RESULTS, USBPO, Job, dry_run, jobs, jobs_in, planned, snakemake
 
 from usbpo.config import RunConfig, load_run
 from usbpo.errors import UsbpoError
 from usbpo.layout import BLOCK, SHARD
 from usbpo.plan import Plan, Run, as_options, check_writable
-from usbpo.schedule import BLOCK_SHARDS, blocks_and_shards
 
 WITH_DATA = ("phase1", "phase2", "rollout", "policy", "theory")
 """The stages that are given all of D_env."""
@@ -46,20 +43,15 @@ def plan_of(**changes: Any) -> Plan:
 # ---- a run -------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 2000))
-def test_real_data_of_a_cycle_is_every_shard_once_and_in_order(cycle: int) -> None:
-    blocks, shards = blocks_and_shards(cycle)
-    held = [shard for block in blocks for shard in range(block * BLOCK_SHARDS, (block + 1) * BLOCK_SHARDS)]
-    assert held + shards == list(range(cycle + 1))
-    assert len(shards) < BLOCK_SHARDS
-
-
 def test_real_data_names_blocks_before_shards() -> None:
     run = run_of()
-    assert run.real_data(26) == [run.path(BLOCK, 0), run.path(SHARD, 25), run.path(SHARD, 26)]
-    assert run.real_data(24) == [run.path(BLOCK, 0)]
+    assert run.real_data(9) == [run.path(BLOCK, 7), run.path(SHARD, 8), run.path(SHARD, 9)]
+    assert run.real_data(7) == [run.path(BLOCK, 7)]
     assert run.real_data(0) == [run.path(SHARD, 0)]
-    assert run.shards_of_block(1) == [run.path(SHARD, cycle) for cycle in range(25, 50)]
+    assert run.parts_of_block(15) == [run.path(SHARD, cycle) for cycle in range(8, 16)]
+    assert run.parts_of_block(64) == [run.path(BLOCK, number) for number in range(7, 64, 8)]
+    with pytest.raises(UsbpoError, match="has no block 9; ask for one that it has"):
+        run.parts_of_block(9)
 
 
 def test_the_first_model_has_neither_predecessor_nor_phase_2() -> None:
@@ -143,7 +135,7 @@ def test_model_data_of_a_task_are_the_files_of_its_retained_epochs(
     assert run.model_data(cycle) == [f"data/runs/{task}/usbpo/seed-0/{n:05d}/rollouts.h5" for n in policy]
     assert run.rollout_options(cycle).endswith(f"--length {length}")
     updates = 5 if task == "HumanoidTruncated" else 4
-    assert run.policy_options().endswith(f"--retained-updates {updates}")
+    assert f"--retained-updates {updates}" in run.policy_options()
     assert run.phase2_options().endswith(f"--retained-updates {updates}")
 
 
@@ -201,9 +193,9 @@ def test_artifacts_come_in_ascending_order_of_cycle() -> None:
 
 
 def test_blocks_are_artifacts_of_the_cycle_that_completes_them() -> None:
-    blocks = [path for path in plan_of(steps=74 * 30, methods=["test-mbpo"]).artifacts() if "/blocks/" in path]
-    assert blocks == [f"data/runs/{MBPO}/data/blocks/{n:05d}.h5" for n in range(3)]
-    assert not [path for path in plan_of(steps=23 * 30).artifacts() if "/blocks/" in path]
+    blocks = [path for path in plan_of(steps=65 * 30, methods=["test-mbpo"]).artifacts() if "/blocks/" in path]
+    assert blocks == [f"data/runs/{MBPO}/data/blocks/{n:05d}.h5" for n in (*range(7, 64, 8), 64)]
+    assert not [path for path in plan_of(steps=6 * 30).artifacts() if "/blocks/" in path]
 
 
 def test_a_longer_run_keeps_every_artifact_and_every_option_of_a_shorter_one() -> None:
@@ -261,7 +253,7 @@ def test_a_file_in_the_place_of_an_output_folder_is_named(tmp_path: Path, in_the
 def test_a_long_run_gathers_shards_into_blocks(tmp_path: Path) -> None:
     said = dry_run(tmp_path, "--printshellcmds", "--config", "steps=1800")
     wanted = jobs_in(said)
-    assert {job for job in wanted if job.rule == "block"} == jobs("block", [0, 1])
+    assert {job for job in wanted if job.rule == "block"} == jobs("block", range(7, 61, 8))
     assert {job.number for job in wanted if job.rule == "policy"} == set(range(1, 61))
     commands = re.findall(r"^Shell command: (usbpo .*)$", said, flags=re.MULTILINE)
     with_data = [words for words in map(shlex.split, commands) if words[1] in WITH_DATA]
@@ -272,14 +264,14 @@ def test_a_long_run_gathers_shards_into_blocks(tmp_path: Path) -> None:
         data = data[: next(i for i, word in enumerate(data) if word.startswith("--"))]
         task, method, seed = Path(data[0]).parts[2:5]
         assert data == Run(task, method, int(seed[5:]), run_of(method).config).real_data(cycle)
-        assert len(data) <= 2 + BLOCK_SHARDS
+        assert len(data) <= 15
 
 
 @pytest.mark.slow
 def test_a_chain_of_1200_cycles_does_not_exhaust_the_recursion(tmp_path: Path) -> None:
     wanted = jobs_in(dry_run(tmp_path, "--config", "steps=36000", "methods=[test-mbpo]"))
     assert Job("policy", MBPO, 1200) in wanted
-    assert len([job for job in wanted if job.rule == "block"]) == 1201 // BLOCK_SHARDS
+    assert len([job for job in wanted if job.rule == "block"]) == 150 + 18 + 2
 
 
 def test_lists_and_mappings_of_numbers_can_be_given_on_the_command_line(tmp_path: Path) -> None:

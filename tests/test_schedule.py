@@ -7,7 +7,7 @@ from inspect import signature
 import pytest
 
 from usbpo.config import RunConfig
-from usbpo.schedule import BLOCK_SHARDS, RolloutLength, Schedule, blocks_and_shards, shards_of_block
+from usbpo.schedule import RolloutLength, Schedule
 
 
 def schedule_of(config: RunConfig) -> Schedule:
@@ -203,30 +203,6 @@ def test_short_cycles_are_evaluated_at_the_first_end_after_each_interval() -> No
 def test_cycles_longer_than_the_interval_are_each_evaluated() -> None:
     plan = replace(schedule(), evaluate_every=100)
     assert all(plan.evaluates(cycle) for cycle in range(20))
-
-
-@pytest.mark.parametrize(
-    ("cycle", "blocks", "shards"),
-    [
-        (0, [], [0]),
-        (23, [], list(range(24))),  # 24 shards
-        (24, [0], []),  # 25 shards: a whole block
-        (25, [0], [25]),  # 26 shards
-        (48, [0], list(range(25, 49))),
-        (49, [0, 1], []),
-        (130, [0, 1, 2, 3, 4], list(range(125, 131))),
-    ],
-)
-def test_blocks_gather_25_shards(cycle: int, blocks: list[int], shards: list[int]) -> None:
-    assert BLOCK_SHARDS == 25
-    assert blocks_and_shards(cycle) == (blocks, shards)
-
-
-@pytest.mark.parametrize("cycle", [0, 24, 25, 77, 500])
-def test_blocks_and_shards_hold_each_cycle_once(cycle: int) -> None:
-    blocks, shards = blocks_and_shards(cycle)
-    assert [shard for block in blocks for shard in shards_of_block(block)] + shards == list(range(cycle + 1))
-    assert len(shards) < 25
 
 
 def test_nothing_depends_on_the_length_of_a_run() -> None:

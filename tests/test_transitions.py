@@ -204,13 +204,30 @@ def test_a_block_holds_the_rows_of_its_shards(
     paths = [tmp_path / f"{cycle}.h5" for cycle in range(3)]
     for cycle, path in enumerate(paths):
         transitions.write(path, make_header(cycle=cycle), make_transitions(10, seed=cycle), COLLECTOR)
-    block(shards=paths, output=tmp_path / "block.h5")
+    block(parts=paths, output=tmp_path / "block.h5")
     assert_equal(read(tmp_path / "block.h5")[1], read_all(paths)[1])
     assert read(tmp_path / "block.h5")[0].cycle == 2
     with pytest.raises(UsbpoError, match="collector"):
         read_collector(tmp_path / "block.h5")
-    with pytest.raises(UsbpoError, match=r"2.h5: its cycle is 2, but 1 is expected"):
-        block(shards=[paths[0], paths[2]], output=tmp_path / "wrong.h5")
+    with pytest.raises(UsbpoError, match=r"2.h5: it begins with cycle 2, but 1 is expected"):
+        block(parts=[paths[0], paths[2]], output=tmp_path / "wrong.h5")
+
+
+def test_a_block_of_blocks_holds_their_rows_and_they_must_follow_each_other(
+    tmp_path: Path, make_transitions: Callable[..., Transitions], make_header: Callable[..., Header]
+) -> None:
+    paths = [tmp_path / f"{cycle}.h5" for cycle in range(6)]
+    for cycle, path in enumerate(paths):
+        transitions.write(path, make_header(cycle=cycle), make_transitions(10, seed=cycle))
+    halves = [tmp_path / "first.h5", tmp_path / "second.h5"]
+    for half, parts in zip(halves, (paths[:3], paths[3:]), strict=True):
+        block(parts=parts, output=half)
+    block(parts=halves, output=tmp_path / "whole.h5")
+    header, rows = read(tmp_path / "whole.h5")
+    assert_equal(rows, read_all(paths)[1])
+    assert (header.cycle, header.parameters["shards"]) == (5, 6)
+    with pytest.raises(UsbpoError, match=r"second.h5: it begins with cycle 3, but 2 is expected"):
+        block(parts=[*paths[:2], halves[1]], output=tmp_path / "wrong.h5")
 
 
 KILLED = """

@@ -165,8 +165,8 @@ def test_a_deleted_result_file_asks_for_the_results_alone(workspace: Path, name:
 
 @pytest.mark.slow
 def test_a_deleted_block_is_made_again_with_the_same_bytes(tmp_path: Path) -> None:
-    block = f"{OF_MBPO}/data/blocks/00000.h5"
-    long = ("--config", "steps=750", "methods=[test-mbpo]")
+    block = f"{OF_MBPO}/data/blocks/00007.h5"
+    long = ("--config", "steps=300", "methods=[test-mbpo]")
     first = snakemake(tmp_path, *long)
     assert first.code == 0, first.said
     before = tree(tmp_path)

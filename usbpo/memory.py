@@ -5,8 +5,8 @@ The factors were held against the peaks that the stages print at the end of thei
 
 from math import ceil
 
+from usbpo import blocks
 from usbpo.config import ModelKeys
-from usbpo.schedule import BLOCK_SHARDS
 from usbpo.sizes import Sizes
 
 PROCESS = 400
@@ -35,8 +35,9 @@ def held(sizes: Sizes, stage: str, cycle: int) -> float:
             return 10 * agent
         case "initialise":
             return real + 10 * agent
-        case "block":  # the shards, and the block that they are joined to
-            return 2 * row * (sizes.real_rows(0) + BLOCK_SHARDS * sizes.schedule.cycle_steps)
+        case "block":  # its parts, and the block that they are joined to
+            made = blocks.block_of(cycle)
+            return 2 * row * sizes.real_rows(made.end if made else cycle)
         case "policy":  # with terminations as numbers; the agent as read, in training with moments, and as written
             return real + _joined(sizes, row + 4, cycle) + 10 * agent
     if model is None:

@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from usbpo import layout, memory
+from usbpo import blocks, layout, memory
 from usbpo.config import Experiment, ModelKeys, RunConfig, find, load_experiment, load_run
 from usbpo.errors import UsbpoError
 from usbpo.layout import five_digits
 from usbpo.report.runs import RunFiles, returns_option
-from usbpo.schedule import Schedule, blocks_and_shards, completed_block, shards_of_block
+from usbpo.schedule import Schedule
 from usbpo.sizes import Sizes
 from usbpo.usercode import module_fingerprint
 
@@ -57,12 +57,24 @@ class Run:
 
     def real_data(self, cycle: int) -> list[str]:
         """D_env at the end of `cycle`: blocks, then shards."""
-        blocks, shards = blocks_and_shards(cycle)
-        return [self.path(layout.BLOCK, n) for n in blocks] + [self.path(layout.SHARD, n) for n in shards]
+        return self._of_real_data(blocks.real_data(cycle))
 
-    def shards_of_block(self, block: int) -> list[str]:
-        """The shards that a block gathers."""
-        return [self.path(layout.SHARD, n) for n in shards_of_block(block)]
+    def parts_of_block(self, number: int) -> list[str]:
+        """The shards, or smaller blocks, that the block made after a cycle gathers.
+
+        Raises:
+            UsbpoError: no block is made then.
+        """
+        block = blocks.block_of(number)
+        if block is None:
+            raise UsbpoError(f"{self.name} has no block {number}; ask for one that it has.")
+        return self._of_real_data(block.parts())
+
+    def _of_real_data(self, parts: Iterable[blocks.Block | int]) -> list[str]:
+        return [
+            self.path(layout.SHARD, part) if isinstance(part, int) else self.path(layout.BLOCK, part.number)
+            for part in parts
+        ]
 
     def models(self, cycle: int) -> list[str]:
         """The model in force at the end of `cycle`; none before the first."""
@@ -258,8 +270,8 @@ class Run:
         if self.schedule.evaluates(cycle):
             templates["evaluate"] = [layout.EVALUATION]
         made = {stage: [self.path(template, cycle) for template in of_stage] for stage, of_stage in templates.items()}
-        if (block := completed_block(cycle)) is not None:
-            made["block"] = [self.path(layout.BLOCK, block)]
+        if blocks.block_of(cycle) is not None:
+            made["block"] = [self.path(layout.BLOCK, cycle)]
         return made
 
     def artifacts(self, cycle: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which cycle does what: epochs, model updates, rollout lengths, retained rollouts, blocks of real data.
+"""Which cycle does what: epochs, model updates, rollout lengths, retained rollouts.
 
 Everything here is a function of the cycle alone, never of the number of cycles, so that asking for a longer
 run changes nothing of what is there already.
@@ -6,9 +6,6 @@ run changes nothing of what is there already.
 
 from dataclasses import dataclass
 from math import floor
-
-BLOCK_SHARDS = 25
-"""Shards of real data that are gathered into one block file (`docs/design.md`)."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +113,3 @@ class Schedule:
 def evaluates(cycle: int, cycle_steps: int, every: int) -> bool:
     """Whether `cycle` is 0, or the first one that has taken another `every` on-policy steps when it ends."""
     return cycle == 0 or cycle * cycle_steps // every > (cycle - 1) * cycle_steps // every
-
-
-def blocks_and_shards(cycle: int) -> tuple[list[int], list[int]]:
-    """The blocks and the single shards that together hold the real data of cycles 0 … `cycle`."""
-    blocks = (cycle + 1) // BLOCK_SHARDS
-    return list(range(blocks)), list(range(blocks * BLOCK_SHARDS, cycle + 1))
-
-
-def completed_block(cycle: int) -> int | None:
-    """The block whose last shard is that of `cycle`, if there is one."""
-    return cycle // BLOCK_SHARDS if (cycle + 1) % BLOCK_SHARDS == 0 else None
-
-
-def shards_of_block(block: int) -> list[int]:
-    """The shards (cycles) that a block gathers."""
-    return list(range(block * BLOCK_SHARDS, (block + 1) * BLOCK_SHARDS))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 from math import ceil
 
+from usbpo import blocks
 from usbpo.plan import Run
 from usbpo.report.calibration import Speeds, calibrate
-from usbpo.schedule import BLOCK_SHARDS
 from usbpo.sizes import Sizes
 from usbpo.tasks import Simulator
 from usbpo.transitions import CHUNK_ROWS
@@ -58,7 +58,8 @@ def bytes_by_size(sizes: Sizes) -> dict[str, OfCycle]:
         return sizes.row * chunked + SHARD_OVERHEAD
 
     def block(cycle: int) -> int:
-        return shard(sum(sizes.collected_rows(n) for n in range(cycle - BLOCK_SHARDS + 1, cycle + 1)))
+        made = blocks.block_of(cycle)
+        return shard(sum(sizes.collected_rows(n) for n in range(made.first, made.end))) if made else 0
 
     of_stage: dict[str, OfCycle] = {
         "collect": lambda cycle: shard(sizes.collected_rows(cycle)),
@@ -91,7 +92,7 @@ def seconds_by_speed(sizes: Sizes, speeds: Speeds, time_limit: int) -> dict[str,
 
     def real_data(cycle: int) -> float:
         """Of reading D_env: blocks, then shards."""
-        return speeds.file * sum(divmod(cycle + 1, BLOCK_SHARDS)) + speeds.byte * sizes.row * sizes.real_rows(cycle)
+        return speeds.file * len(blocks.real_data(cycle)) + speeds.byte * sizes.row * sizes.real_rows(cycle)
 
     def model_data(cycle: int) -> float:
         """Of reading D_model."""
@@ -117,7 +118,7 @@ def seconds_by_speed(sizes: Sizes, speeds: Speeds, time_limit: int) -> dict[str,
 
     of_stage: dict[str, OfCycle] = {
         "collect": lambda cycle: speeds.real_step * sizes.collected_rows(cycle),
-        "block": lambda _: speeds.file * BLOCK_SHARDS,
+        "block": lambda _: speeds.file * blocks.RADIX,
         "initialise": lambda _: 0.1,
         "phase1": phase1,
         "phase2": phase2,

@@ -18,7 +18,6 @@ from usbpo import layout
 from usbpo.plan import Plan, Run
 from usbpo.report.costs import EPOCHS, Costs, OfCycle, costs_of
 from usbpo.report.status import benchmark_seconds, duration
-from usbpo.schedule import BLOCK_SHARDS
 
 PLANNED_BYTES = 90_000
 """Memory that Snakemake takes for each job of its plan, those that stand already included"""
@@ -138,7 +137,7 @@ def _seconds_before(run: Run, root: Path) -> Iterator[Measured]:
         of_block = path.parent.name == "blocks"
         stage, number = ("block", path.stem) if of_block else (path.stem, path.parent.name)
         seconds = benchmark_seconds(path)
-        if seconds is not None and number.isdecimal() and (cycle := _cycle(stage, number)):
+        if seconds is not None and number.isdecimal() and (cycle := int(number)):
             yield stage, cycle, seconds
 
 
@@ -151,11 +150,6 @@ def _bytes_before(run: Run, root: Path) -> Iterator[Measured]:
                 files = [root / path for path in paths]
                 if all(file.is_file() for file in files):
                     yield stage, cycle, sum(file.stat().st_size for file in files)
-
-
-def _cycle(stage: str, number: str) -> int:
-    """The cycle of a job by the number in its path, which for a block is the block's."""
-    return (int(number) + 1) * BLOCK_SHARDS - 1 if stage == "block" else int(number)
 
 
 # ---- for people --------------------------------------------------------------------------------------------------

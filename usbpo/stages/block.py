@@ -1,4 +1,4 @@
-"""Stage `block`: gather a fixed number of shards of real data into one file, so that inputs stay few."""
+"""Stage `block`: gather consecutive real data into one file, so that inputs stay few."""
 
 from pathlib import Path
 
@@ -7,24 +7,26 @@ from usbpo.errors import UsbpoError
 from usbpo.header import Header
 
 
-def block(*, shards: list[Path], output: Path) -> None:
-    """Gather shards, in the order given, into one block.
+def block(*, parts: list[Path], output: Path) -> None:
+    """Gather shards, or smaller blocks, in the order given, into one block.
 
     Args:
-        shards: the shards of consecutive cycles.
+        parts: shards of consecutive cycles, or blocks of them.
         output: block to write; its cycle is that of the last shard.
 
     Raises:
-        UsbpoError: a shard is missing, damaged or of another run, or the cycles do not follow each other.
+        UsbpoError: a part is missing, damaged or of another run, or the cycles do not follow each other.
     """
-    parts = [(path, *transitions.read(path)) for path in shards]
-    first_path, first, _ = parts[0]
-    for offset, (path, header, _) in enumerate(parts):
+    read = [(path, *transitions.read(path)) for path in parts]
+    (first_path, first, _), (_, last, _) = read[0], read[-1]
+    cycles: list[int] = []
+    for path, header, _ in read:
         header.same_run(path, first, first_path)
-        if header.cycle != first.cycle + offset:
+        begin = header.cycle + 1 - int(header.parameters.get("shards", 1))
+        if cycles and begin != cycles[-1] + 1:
             raise UsbpoError(
-                f"{path}: its cycle is {header.cycle}, but {first.cycle + offset} is expected; give them in order."
+                f"{path}: it begins with cycle {begin}, but {cycles[-1] + 1} is expected; give them in order."
             )
-    last = parts[-1][1]
-    header = Header(transitions.KIND, last.task, last.seed, last.cycle, {"shards": len(parts)})
-    transitions.write(output, header, transitions.concatenate([batch for _, _, batch in parts]))
+        cycles += range(begin, header.cycle + 1)
+    header = Header(transitions.KIND, last.task, last.seed, last.cycle, {"shards": len(cycles)})
+    transitions.write(output, header, transitions.concatenate([batch for _, _, batch in read]))

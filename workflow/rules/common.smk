@@ -89,12 +89,16 @@ def methods_with_trigger(phase2):
 
 
 def memory_of(stage):
-    """A resource function: the megabytes that a stage takes in the cycle of the path, if it has one."""
-    return lambda wildcards: run_of(wildcards).megabytes(stage, int(wildcards.get("cycle", 0)))
+    """A resource function: the megabytes that a stage takes in the cycle, or for the block, of the path."""
+
+    def megabytes(wildcards):
+        return run_of(wildcards).megabytes(stage, int(wildcards.get("cycle", wildcards.get("block", 0))))
+
+    return megabytes
 
 
-def shards_of_block(wildcards):
-    return run_of(wildcards).shards_of_block(int(wildcards.block))
+def parts_of_block(wildcards):
+    return run_of(wildcards).parts_of_block(int(wildcards.block))
 
 
 def code_of(stage):

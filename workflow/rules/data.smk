@@ -1,4 +1,4 @@
-# Real data: one shard a cycle, and blocks of shards so that the inputs of a late cycle stay few.
+# Real data: one shard a cycle, and blocks of shards, and of blocks, so that the inputs of a late cycle stay few.
 
 
 rule collect:
@@ -29,7 +29,7 @@ rule collect:
 
 rule block:
     input:
-        shards_of_block,
+        parts_of_block,
     output:
         layout.BLOCK,
     log:
@@ -44,6 +44,6 @@ rule block:
     params:
         code=code_of("block"),
     message:
-        "block: gather shards of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, block {wildcards.block}"
+        "block: gather real data of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, block {wildcards.block}"
     shell:
-        "usbpo block --shards {input} --output {output} > {log} 2>&1"
+        "usbpo block --parts {input} --output {output} > {log} 2>&1"
