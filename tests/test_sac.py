@@ -212,9 +212,10 @@ CLIPPED, INSIDE = 30.0, 0.0
     rows=st.integers(2, 40),
     seed=st.integers(0, 1000),
     log_std=st.sampled_from([INSIDE, CLIPPED, -CLIPPED]),
+    batched=st.booleans(),
 )
 def test_the_hand_derived_update_is_that_of_autograd(
-    sizes: tuple[int, int, int, int], rows: int, seed: int, log_std: float
+    sizes: tuple[int, int, int, int], rows: int, seed: int, log_std: float, batched: bool
 ) -> None:
     """In double precision, for networks of any size: every tensor, every moment, every scalar."""
     agent = in_double(new_agent(Architecture(*sizes), torch.Generator().manual_seed(seed)))
@@ -222,7 +223,8 @@ def test_the_hand_derived_update_is_that_of_autograd(
     agent.actor[f"bias.{layers}"][:, :1] = 0.5
     agent.actor[f"bias.{layers}"][:, act_dim] = log_std
     constants = CONSTANTS | {"learning_rate": 1e-2, "polyak": 0.1}
-    learner, plain = Learner(agent, rows=rows, real=rows // 2, **constants), PlainLearner(agent, **constants)
+    learner = Learner(agent, rows=rows, real=rows // 2, batched=batched, **constants)
+    plain = PlainLearner(agent, **constants)
     for number in range(3):
         batch = make_batch(rows, obs_dim, act_dim, seed=seed + number)
         batch = Batch(*(column.double() for column in list(vars(batch).values())[:-1]), real=batch.real)
@@ -237,10 +239,14 @@ def test_the_hand_derived_update_is_that_of_autograd(
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-8, msg=lambda said: f"{name}: {said}")  # noqa: B023
 
 
-def test_the_hand_derived_update_is_that_of_autograd_at_full_size(make_agent: Callable[..., Agent]) -> None:
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_hand_derived_update_is_that_of_autograd_at_full_size(
+    batched: bool, make_agent: Callable[..., Agent]
+) -> None:
     """In single precision, at the sizes of Hopper, to rounding."""
     agent = make_agent(obs_dim=11, act_dim=3, hidden_size=256)
-    learner, plain = Learner(agent, rows=256, real=12, **CONSTANTS), PlainLearner(agent, **CONSTANTS)
+    learner = Learner(agent, rows=256, real=12, batched=batched, **CONSTANTS)
+    plain = PlainLearner(agent, **CONSTANTS)
     for number in range(5):
         batch, noise = make_batch(256, 11, 3, seed=number, real=12), normal(2, 256, 3, seed=number)
         seen, expected = update(learner, batch, noise), plain.update(batch, noise)

@@ -9,12 +9,11 @@ of `sac.sample_action`:
     targets      Q' ← Q' + polyak (Q − Q')
 
 Where the order of operations is free, it is this one. benchmarks/plain_sac.py says the same with autograd, and is what
-this is tested against. Autograd would also compute the critics' weight gradients of the actor's loss and the gradients
-of the batch, and make every intermediate anew.
+this is tested against; autograd makes every intermediate anew and differentiates the actor's loss through both critics.
 
-Every operation writes into a buffer that stays where it is, nothing is read back and no size depends on a value, so
-that a CUDA graph holds the whole update (`usbpo.device`). Heads of one or a few units are computed transposed, features
-before rows, because the products of tall and narrow matrices are many times slower.
+Every operation writes into a buffer that stays where it is; on a GPU nothing is read back and no size depends on a
+value, so that a CUDA graph holds the whole update (`usbpo.device`). Heads of one or a few units are computed transposed
+(units, rows), because the products of tall and narrow matrices are many times slower.
 """
 
 from collections.abc import Callable, Iterator
@@ -99,21 +98,22 @@ class Stack:
         last = self.layers[-1]
         torch.baddbmm(last.bias, last.turned, self.hidden_turned[-1], out=values[self.place, None])
 
-    def backward(self, of_values: Tensor, buffers: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """The gradient on its way down from the values of the last `forward`.
+    def backward(self, of_values: Tensor, hidden: list[Tensor], buffers: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """The gradient on its way down from the values of the last `forward`, or of some of its rows.
 
         Args:
-            of_values: gradient of the values, (2, rows).
-            buffers: two of the size of an output of a hidden layer; what is yielded lies there.
+            of_values: gradient of the values, (networks, rows).
+            hidden: outputs of the hidden layers, (networks, rows, hidden_size) each.
+            buffers: two of that size; what is yielded lies there.
 
         Yields:
             The place of a layer, the last hidden one first, and the gradient of its output before the ReLU, (networks,
             rows, hidden_size).
         """
         flowing, other = buffers
-        torch.mul(of_values[self.place, :, None], self.layers[-1].turned, out=flowing)
-        for place in reversed(range(len(self.hidden))):
-            relu_backward(flowing, self.hidden[place], 0, grad_input=flowing)
+        torch.mul(of_values[:, :, None], self.layers[-1].turned, out=flowing)
+        for place in reversed(range(len(hidden))):
+            relu_backward(flowing, hidden[place], 0, grad_input=flowing)
             yield place, flowing
             if place:
                 flowing, other = torch.bmm(flowing, self.layers[place].turned, out=other), flowing
@@ -138,6 +138,9 @@ class Learner:
         polyak: share of the critics that enters the targets in each update.
         target_entropy: what the temperature aims at, nats.
         device: where to compute.
+        batched: both critics in one kernel and all rows in all products, as a GPU and its graphs want it; else one
+            critic after the other, whose tensors stay in the cache, and no row whose gradient is zero. By default as
+            the device wants it.
 
     Attributes:
         batch: (2, rows, obs_dim + act_dim + 1), as `pack` makes it.
@@ -157,9 +160,11 @@ class Learner:
         polyak: float,
         target_entropy: float,
         device: torch.device = CPU,
+        batched: bool | None = None,
     ) -> None:
         self.architecture, self.updates, self.device = agent.architecture, agent.updates, device
         self.rows, self.real = rows, real
+        self.batched = device.type != "cpu" if batched is None else batched
         self.discount, self.polyak, self.target_entropy = discount, polyak, target_entropy
         self.dtype = agent.actor["weight.0"].dtype
         with torch.no_grad():
@@ -259,8 +264,7 @@ class Learner:
         self._log_density = self._zeros(2, rows)
         self._alpha, self._entropy = self._zeros(()), self._zeros(())
 
-        # On the CPU one network after the other, whose buffers then stay in the cache; on a GPU both in one kernel.
-        together = 1 if self.device.type == "cpu" else 2
+        together = 2 if self.batched else 1
         places = [slice(start, start + together) for start in range(0, 2, together)]
         outputs = [self._zeros(2, rows, hidden) for _ in range(sizes.hidden_layers)]
         critics, targets = (self.critics, self._critic_gradients), (self.targets, self._critic_gradients)
@@ -329,7 +333,7 @@ class Learner:
         torch.bmm(of_values[:, None], critics.hidden[-1], out=of_last.turned)
         torch.sum(of_values[:, None], dim=2, keepdim=True, out=of_last.bias)
         below = [self._present.t().expand(len(error), -1, -1), *critics.hidden_turned]
-        for place, flowing in critics.backward(self._of_values, self._critic_backward):
+        for place, flowing in critics.backward(of_values, critics.hidden, self._critic_backward):
             torch.bmm(below[place], flowing, out=gradients[place].weight)
             torch.sum(flowing, dim=1, keepdim=True, out=gradients[place].bias)
 
@@ -341,13 +345,10 @@ class Learner:
             critics.forward(self._present, values)
         torch.lt(values[0], values[1], out=chosen[0])
         torch.ge(values[0], values[1], out=chosen[1])
-        self._action_gradient.zero_()
-        for critics in reversed(self._critic_stacks):
-            of_actions = critics.layers[0].weight[:, self.architecture.obs_dim :]
-            for place, flowing in critics.backward(chosen, self._critic_backward):
-                if place == 0:
-                    for weight, of_one in zip(of_actions, flowing, strict=True):
-                        self._action_gradient.addmm_(weight, of_one.t())
+        if self.batched:
+            self._differentiate_all_rows(chosen)
+        else:
+            self._differentiate_chosen_rows(chosen)
 
         # With v = ∂ min Q / ∂a: ∂u = (2 α a − v (1 − a²)) / B, ∂ log σ = ∂u σ n − α / B within the clip's bounds.
         actions, (mean, log_std), rows = self._actions[:, 0], self._head_gradient, self.rows
@@ -371,6 +372,29 @@ class Learner:
         torch.mean(self._log_density[0], dim=0, out=self._entropy).neg_()
         torch.sub(self._entropy, self.target_entropy, out=self._actor_adam.gradients[1][0])
         self._actor_adam.step()
+
+    def _differentiate_all_rows(self, chosen: Tensor) -> None:
+        """Fill the smaller value's gradient by the actions: whichever rows are whose, the sizes are the same.
+
+        Args:
+            chosen: (2, rows), 1 where a critic's value is the smaller one, else 0.
+        """
+        self._action_gradient.zero_()
+        for critics in self._critic_stacks:
+            flow = critics.backward(chosen[critics.place], critics.hidden, self._critic_backward)
+            *_, (_, of_first) = flow
+            for weight, of_network in zip(critics.layers[0].weight, of_first, strict=True):
+                self._action_gradient.addmm_(weight[self.architecture.obs_dim :], of_network.t())
+
+    def _differentiate_chosen_rows(self, chosen: Tensor) -> None:
+        """The same from half of the products: a critic's gradient of a row that is not its is zero."""
+        for critics, of_critic in zip(reversed(self._critic_stacks), chosen.flip(0), strict=True):
+            rows = of_critic.nonzero()[:, 0]
+            hidden = [output.index_select(1, rows) for output in critics.hidden]
+            buffers = [buffer[:, : len(rows)] for buffer in self._critic_backward]
+            *_, (_, of_first) = critics.backward(chosen.new_ones(1, len(rows)), hidden, buffers)
+            weight = critics.layers[0].weight[0, self.architecture.obs_dim :]
+            self._action_gradient.index_copy_(1, rows, torch.mm(weight, of_first[0].t()))
 
 
 def _stored_shapes(architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:

@@ -1,6 +1,6 @@
 """The warm worker: imports the numerical libraries once and forks a child for each stage that a client asks for.
 
-Importing torch, gymnasium and mujoco and building the first optimizer costs seconds; a fork costs milliseconds. The
+Importing torch, gymnasium and mujoco costs seconds; a fork costs milliseconds. The
 worker serves one user, runs only the package's stage verbs, and ends when idle or when its owner does. Where it does
 not serve, `usbpo.client` runs the stage itself, with the same bytes as result.
 """
@@ -381,9 +381,10 @@ def socket_path(owner: str = "") -> str:
 
 
 def prepare() -> Run:
-    """Import what the stages need, build and step one optimizer, and return the command line.
+    """Import what the stages need and return the command line.
 
-    Draws no random number and touches neither CUDA nor GL: their states do not survive a fork.
+    Draws no random number and touches neither CUDA nor GL: their states do not survive a fork. So no optimizer of
+    torch.optim takes a step here: it would ask for CUDA's stream. A stage chooses its device itself (`usbpo.device`).
     """
     os.environ.update(client.ONE_THREAD)
     os.environ.pop("MUJOCO_GL", None)  # importing mujoco with `egl` would open a display
@@ -393,9 +394,6 @@ def prepare() -> Run:
     import torch
 
     torch.set_num_threads(1)
-    weight = torch.nn.Parameter(torch.zeros(1))
-    weight.grad = torch.zeros(1)
-    torch.optim.Adam([weight], fused=True).step()  # a process's first optimizer imports torch's compiler: a second
     from usbpo import cli
 
     cli.warm_up()

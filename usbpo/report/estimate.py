@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from pathlib import Path
 from statistics import fmean, median
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from usbpo import ensemble, layout, sac
+from usbpo.acting import OneByOne
 from usbpo.config import RunConfig
 from usbpo.ensemble import Ensemble
 from usbpo.learner import Learner
@@ -244,7 +246,7 @@ def calibrate(config: RunConfig, simulator: Simulator) -> Speeds:
         if taken.terminated or taken.truncated:
             simulator.reset()
 
-    acting = _timed(lambda: sac.mean_action(agent.actor, torch.zeros(1, obs_dim)), 20)
+    acting = _timed(partial(OneByOne(agent.actor).sample, torch.zeros(obs_dim).numpy(), zeros), 20)
     real = _timed(step, 50) + acting
     if config.model is None:
         return Speeds(update, real)

@@ -12,12 +12,12 @@ from typing import Any
 import imageio.v3 as imageio
 import mujoco
 import numpy as np
-import torch
 from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
 from PIL import Image
 
 from usbpo import sac
+from usbpo.acting import OneByOne
 from usbpo.errors import UsbpoError
 from usbpo.files import writing
 from usbpo.optimizer import Params
@@ -126,12 +126,10 @@ def film_episode(simulator: Simulator, actor: Params, seed: int, seconds: float)
     """
     steps_per_second = _steps_per_second(simulator)
     frames_per_second = min(float(FRAMES_PER_SECOND), steps_per_second)
-    observation = simulator.reset(seed)
+    policy, observation = OneByOne(actor), simulator.reset(seed)
     frames, total, steps, ended = [_picture(simulator)], 0.0, 0, False
     while not ended and steps < seconds * steps_per_second:
-        with torch.no_grad():
-            action = sac.mean_action(actor, torch.from_numpy(observation.astype(np.float32)[None]))
-        step = simulator.step(action[0].numpy())
+        step = simulator.step(policy.mean(observation))
         observation, total, steps = step.observation, total + step.reward, steps + 1
         ended = step.terminated or step.truncated
         # The step that is nearest to the time of the next picture.

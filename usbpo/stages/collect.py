@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from usbpo import sac, transitions
+from usbpo.acting import OneByOne
 from usbpo.errors import UsbpoError
 from usbpo.header import Header, parameters_of
 from usbpo.optimizer import Params
@@ -117,16 +117,11 @@ def random_actor(act_dim: int) -> Actor:
 
 
 def stochastic_actor(actor: Params) -> Actor:
-    """The tanh-Gaussian policy."""
-
-    def act(observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
-        act_dim = actor[f"bias.{len(actor) // 2 - 1}"].shape[-1] // 2
-        noise = torch.from_numpy(generator.standard_normal((1, act_dim), dtype=np.float32))
-        with torch.no_grad():
-            action, _ = sac.sample_action(actor, torch.from_numpy(observation[None]), noise)
-        return action[0].numpy()
-
-    return act
+    """The tanh-Gaussian policy, as it is now."""
+    policy, act_dim = OneByOne(actor), actor[f"bias.{len(actor) // 2 - 1}"].shape[-1] // 2
+    return lambda observation, generator: policy.sample(
+        observation, generator.standard_normal(act_dim, dtype=np.float32)
+    )
 
 
 def collect(

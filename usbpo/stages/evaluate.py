@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from usbpo import sac
+from usbpo.acting import OneByOne
 from usbpo.errors import UsbpoError
 from usbpo.header import Header, parameters_of
 from usbpo.optimizer import Params
@@ -18,11 +18,9 @@ KIND = "evaluation"
 
 def evaluate_episode(simulator: Simulator, actor: Params, seed: int) -> tuple[float, int]:
     """Return (undiscounted) and length of one episode."""
-    observation, total, length = simulator.reset(seed), 0.0, 0
+    policy, observation, total, length = OneByOne(actor), simulator.reset(seed), 0.0, 0
     while True:
-        with torch.no_grad():
-            action = sac.mean_action(actor, torch.from_numpy(observation.astype(np.float32)[None]))
-        step = simulator.step(action[0].numpy())
+        step = simulator.step(policy.mean(observation))
         observation, total, length = step.observation, total + step.reward, length + 1
         if step.terminated or step.truncated:
             return total, length
