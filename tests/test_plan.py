@@ -136,7 +136,7 @@ def test_model_data_of_a_task_are_the_files_of_its_retained_epochs(
     assert run.rollout_options(cycle).endswith(f"--length {length}")
     updates = 5 if task == "HumanoidTruncated" else 4
     assert f"--retained-updates {updates}" in run.policy_options()
-    assert run.phase2_options().endswith(f"--retained-updates {updates}")
+    assert f"--retained-updates {updates}" in run.phase2_options()
 
 
 def theory_depth(run: Run) -> int:

@@ -9,8 +9,7 @@ of `sac.sample_action`:
     targets      Q' ← Q' + polyak (Q − Q')
 
 Where the order of operations is free, it is this one. benchmarks/plain_sac.py says the same with autograd, and is what
-this is tested against. Autograd would also compute the critics' weight gradients of the actor's loss and the gradients
-of the batch, and make every intermediate anew.
+this is tested against; autograd makes every intermediate anew and differentiates the actor's loss through both critics.
 
 Every operation writes into a buffer that stays where it is; on a GPU nothing is read back and no size depends on a
 value, so that a CUDA graph holds the whole update (`usbpo.device`). Heads of one or a few units are computed transposed
