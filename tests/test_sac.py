@@ -257,6 +257,17 @@ def test_the_hand_derived_update_is_that_of_autograd_at_full_size(
         torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda said: f"{name}: {said}")  # noqa: B023
 
 
+def test_an_update_touches_no_other_device_than_its_own(make_agent: Callable[..., Agent]) -> None:
+    """On torch's device without memory, where an operation with a tensor of the CPU fails."""
+    nowhere = torch.device("meta")
+    learner = Learner(make_agent(), rows=32, real=16, device=nowhere, **CONSTANTS)
+    learner.update()
+    assert {value.device for value in learner.seen().values()} == {nowhere}
+    assert {value.device for value in vars(learner).values() if isinstance(value, Tensor)} == {nowhere}
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        learner.temperature["log"].item()  # reading a value on the host is what would fail
+
+
 def critics_after(agent: Agent, batch: Batch) -> Tensor:
     learner = Learner(agent, rows=32, real=16, **CONSTANTS)
     update(learner, batch, normal(2, 32, 2))
