@@ -54,9 +54,17 @@ class Loop:
     """
 
     def __init__(
-        self, folder: Path, task: str, method: str, seed: int, policy_every: int, steps: int, device: str = "auto"
+        self,
+        folder: Path,
+        task: str,
+        method: str,
+        seed: int,
+        policy_every: int,
+        steps: int,
+        device: str = "auto",
+        episodes: int = EVALUATED,
     ) -> None:
-        self.device = devices.choose(device)
+        self.device, self.episodes = devices.choose(device), episodes
         self.config: RunConfig = load_run(task, method, FOLDERS)
         self.run, self.folder, self.seed, self.policy_every = (
             Run(task, method, seed, self.config),
@@ -109,7 +117,7 @@ class Loop:
         if not staged:
             self._write(cycle, parts)
         updated, seen = time.perf_counter(), self.learner.seen()
-        seeds = [int(s.generate_state(1)[0]) for s in seed_sequence(self.seed, 0, "evaluate").spawn(EVALUATED)]
+        seeds = [int(s.generate_state(1)[0]) for s in seed_sequence(self.seed, 0, "evaluate").spawn(self.episodes)]
         returns = [evaluate_episode(self.evaluator, self._actor(), episode)[0] for episode in seeds]
         return {
             "step": cycle * self.run.schedule.cycle_steps,
@@ -196,12 +204,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="on-policy steps")
     parser.add_argument("--policy-every", type=int, default=1, help="real steps between two refreshes of the policy")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--episodes", type=int, default=EVALUATED, help="evaluation episodes at the end of a cycle")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--output", type=Path, required=True, help="CSV to write")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, open(given.output, "w", newline="", encoding="utf-8") as file:
-        loop = Loop(Path(folder), given.task, given.method, given.seed, given.policy_every, given.steps, given.device)
+        loop = Loop(
+            Path(folder),
+            given.task,
+            given.method,
+            given.seed,
+            given.policy_every,
+            given.steps,
+            given.device,
+            given.episodes,
+        )
         writer = None
         for line in cycles(loop, given.steps):
             writer = writer or csv.DictWriter(file, list(line))

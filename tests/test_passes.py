@@ -107,10 +107,12 @@ def test_outputs_are_those_of_the_definition_whatever_the_chunks(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "CHUNK_ROWS", chunk)
         every, one = Forward(params).all_members(inputs), Forward(params).one_member_each(members, inputs)
+        at_once = Forward(params)._all_at_once(inputs)[..., : every.shape[-1]]
         means = Forward(params, columns=architecture.obs_dim + 1).all_members(inputs)
     assert every.shape == expected.shape
     if rows:
         close(every, expected)
+        close(at_once, expected)
         close(means, expected[..., : architecture.obs_dim + 1], scale=expected)
         close(one, expected[members, torch.arange(rows)], scale=expected)
 
