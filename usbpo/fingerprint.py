@@ -23,8 +23,13 @@ def fingerprint(module: str) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(_closure(module)):
-        digest.update(f"{name}\n{code_alone(_file(name).read_text(encoding='utf-8'))}\n".encode())
+        digest.update(f"{name}\n{_code_of(name)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _code_of(module: str) -> str:
+    return code_alone(_file(module).read_text(encoding="utf-8"))
 
 
 def code_alone(source: str) -> str:
@@ -53,14 +58,15 @@ def _closure(module: str) -> set[str]:
     return found
 
 
-def _imports(module: str) -> set[str]:
+@cache
+def _imports(module: str) -> frozenset[str]:
     """The modules of this package that a module imports."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(_file(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "usbpo":
             below = node.module.removeprefix("usbpo").removeprefix(".")
             names |= {below, *(f"{below}.{alias.name}".removeprefix(".") for alias in node.names)}
-    return {name for name in names if name and _file(name).is_file()}
+    return frozenset(name for name in names if name and _file(name).is_file())
 
 
 def _file(module: str) -> Path:
