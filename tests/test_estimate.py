@@ -97,9 +97,9 @@ def test_the_table_says_counts_times_and_how_they_are_known(finished: Path) -> N
 def test_a_plan_that_snakemake_can_hardly_hold_is_said(tmp_path: Path) -> None:
     """Six jobs a cycle of 30 steps."""
     text = io.StringIO()
-    print_plan(plan_of(methods=["test-mbpo"], steps=300_000), 2, tmp_path, Console(file=text, width=120))
+    print_plan(plan_of(methods=["test-mbpo"], steps=480_000), 2, tmp_path, Console(file=text, width=120))
     said = " ".join(text.getvalue().split())
-    assert re.search(r"Snakemake will hold 6\d,\d{3} jobs, about [56]\.\d GB of memory. Run it in parts", said), said
+    assert re.search(r"Snakemake will hold 9\d,\d{3} jobs, about 4\.\d GB of memory. Run it in parts", said), said
 
 
 def test_the_verb_names_an_unknown_experiment(capsys: pytest.CaptureFixture[str]) -> None:

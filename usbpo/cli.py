@@ -8,7 +8,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from usbpo import __version__, config
 from usbpo.errors import UsbpoError
+from usbpo.header import versions
 
 SECTIONS: dict[str, tuple[type[config.Section], ...]] = {
     "initialise": (config.PolicyKeys,),
@@ -39,9 +42,12 @@ PANEL_STAGES, PANEL_USER = "Stages", "Looking at runs"
 
 
 def warm_up() -> None:
-    """Import everything that a stage needs; the warm worker does it once for all its children."""
+    """Import everything that a stage needs, and parse a command; the warm worker does it once for all its children."""
     for stage in SECTIONS:
         _stage_function(stage)
+    versions()
+    with suppress(SystemExit), redirect_stdout(StringIO()):
+        _application("block")(["block", "--help"], prog_name="usbpo")
 
 
 def main(argv: list[str]) -> int:

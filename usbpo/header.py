@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ SCHEMA_VERSION = 1
 
 def versions() -> dict[str, str]:
     """Versions of this package and of what shapes an artifact's numbers."""
-    found = {"usbpo": __version__}
-    for package in ("mujoco", "gymnasium", "torch", "numpy"):
-        try:
-            # Without the build's local label, so that it does not depend on where the package came from.
-            found[package] = version(package).split("+")[0]
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in ("mujoco", "gymnasium", "torch", "numpy")}
+    return {"usbpo": __version__} | {package: number for package, number in found.items() if number}
+
+
+@cache
+def _version(package: str) -> str | None:
+    """Without the build's local label, so that it does not depend on where the package came from."""
+    try:
+        return version(package).split("+")[0]
+    except PackageNotFoundError:
+        return None
 
 
 @dataclass(frozen=True)

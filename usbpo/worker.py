@@ -397,6 +397,9 @@ def prepare() -> Run:
     from usbpo import cli
 
     cli.warm_up()
+    # What the collector need not look at again it does not touch, so a child need not copy the page.
+    gc.collect()
+    gc.freeze()
     return cli.main
 
 

@@ -19,7 +19,7 @@ from usbpo.plan import Plan, Run
 from usbpo.report.costs import EPOCHS, Costs, OfCycle, costs_of
 from usbpo.report.status import benchmark_seconds, duration
 
-PLANNED_BYTES = 90_000
+PLANNED_BYTES = 45_000
 """Memory that Snakemake takes for each job of its plan, those that stand already included"""
 MANY_BYTES = 4e9
 """From so much on, the plan is worth a warning"""
