@@ -13,7 +13,7 @@ from workflow_tools import EXPERIMENT, FOLDERS, MBPO, RESULTS, finished_workspac
 from usbpo import cli
 from usbpo.config import read_yaml
 from usbpo.plan import Plan, Run
-from usbpo.report.costs import bytes_by_size, costs_of
+from usbpo.report.costs import ROLLOUTS, bytes_by_size, costs_of
 from usbpo.report.estimate import estimate, print_plan, work_of
 from usbpo.sizes import Sizes
 
@@ -76,7 +76,8 @@ def test_sizes_are_those_of_the_files(stage: str, finished: Path) -> None:
     """Of what is large: the numbers. A tiny file is mostly what its format adds, so its own overhead is allowed."""
     run = next(run for run in plan_of().cycles if run.method == "test-usbpo")
     found = sum((finished / path).stat().st_size for path in run.jobs(3)[stage])
-    told = bytes_by_size(Sizes(run.config, run.schedule, 4, 1))[stage](3)
+    of = bytes_by_size(Sizes(run.config, run.schedule, 4, 1))
+    told = of[stage](3) + (of[ROLLOUTS](3) if stage == "rollout" else 0)
     assert abs(told - found) < 0.1 * found + 14_000
 
 
@@ -189,7 +190,9 @@ def test_a_triggered_cycle_counts_as_the_stages_that_it_stands_for(tmp_path: Pat
     sizes, costs = Sizes(run.config, run.schedule, 4, 1), costs_of(run)
     of = bytes_by_size(sizes)
     parts = sum(of[stage](2) for stage in ("collect", "phase1", "rollout", "policy"))
-    assert parts < of["triggered"](2) < 1.05 * parts, "one training in these 30 steps, and the trigger's own file"
+    assert of["triggered"](2) == pytest.approx(parts, abs=10_000), "and the trigger's own file"
+    rows = run.config.rollout.batch_size * run.schedule.rollout_steps(2)
+    assert of[ROLLOUTS](2) == pytest.approx(sizes.row * rows, abs=10_000), "one training in these 30 steps"
     for cycle in (1, 2):
         write_benchmark(tmp_path, run, "triggered", cycle, 3.0 * costs.seconds_of["triggered"](cycle))
     (line,), (bare,) = estimate(plan, tmp_path), estimate(plan, tmp_path / "empty")
@@ -202,8 +205,24 @@ def test_what_a_triggered_run_left_is_measured_by_its_files(tmp_path: Path) -> N
     (run,) = plan.cycles
     calculated = costs_of(run).bytes_of["triggered"]
     for cycle in (1, 2):
-        paths = run.jobs(cycle)["triggered"]
+        paths = [path for path in run.jobs(cycle)["triggered"] if not path.endswith("rollouts.h5")]
         for path in paths:
             leave_file(tmp_path, path, 2.0 * calculated(cycle) / len(paths))
     work = work_of(run, [], tmp_path)
+    assert work.bytes(ROLLOUTS, 3) == costs_of(run).bytes_of[ROLLOUTS](3), "these were deleted"
     assert work.bytes("triggered", 3) == pytest.approx(2.0 * calculated(3), rel=1e-3)
+
+
+def test_temporary_rollouts_take_no_disk_but_for_the_last(tmp_path: Path) -> None:
+    (kept,), (temporary,) = (
+        estimate(plan_of(methods=["test-mbpo"], steps=300, rollouts=way), tmp_path) for way in ("keep", "temporary")
+    )
+    plan = plan_of(methods=["test-mbpo"], steps=300)
+    (run,) = plan.cycles
+    rollouts = costs_of(run).bytes_of[ROLLOUTS]
+    assert kept.bytes - temporary.bytes == pytest.approx(sum(rollouts(cycle) for cycle in range(1, 9)))
+    assert kept.jobs == temporary.jobs
+    for path in plan_of(methods=["test-mbpo"], steps=300, rollouts="temporary").artifacts(tmp_path):
+        leave_file(tmp_path, path, 10)
+    (done,) = estimate(plan_of(methods=["test-mbpo"], steps=300, rollouts="temporary"), tmp_path)
+    assert done.standing == done.jobs

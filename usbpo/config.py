@@ -406,6 +406,10 @@ class Experiment(Section):
         le=1,
     )
 
+    rollouts: Literal["keep", "temporary"] = key(
+        "What becomes of model rollouts that no later stage reads any more: kept, or deleted.", "name", OURS, "keep"
+    )
+
     returns: dict[Name, Returns] = key(
         "Returns, by task, whose first reaching the results time, beside that of shares of the task's yardstick.",
         "return",

@@ -333,16 +333,29 @@ class Plan:
             for method in self.experiment.methods
         ]
 
-    def artifacts(self) -> list[str]:
-        """Every artifact of every run, in ascending order of cycle."""
-        longest = max(self.cycles.values())
+    def artifacts(self, root: Path = Path()) -> list[str]:
+        """Every artifact that every run shall have in the end, in ascending order of cycle.
+
+        Where rollouts are temporary, those that the cycle after the last would begin with stay, so that a longer run
+        goes on from them. Of a run that is longer already below `root` they are gone, and are not asked for.
+        """
+        longest, kept = max(self.cycles.values()), {run: self.kept_rollouts(run, root) for run in self.cycles}
         return [
             path
             for cycle in range(longest + 1)
             for run, cycles in self.cycles.items()
             if cycle <= cycles
             for path in run.artifacts(cycle)
+            if Path(path).name != Path(layout.ROLLOUTS).name or path in kept[run]
         ]
+
+    def kept_rollouts(self, run: Run, root: Path = Path()) -> set[str]:
+        """The rollouts that a run of this experiment has in the end."""
+        cycles = self.cycles[run]
+        if self.experiment.rollouts == "keep":
+            return {path for cycle in range(cycles + 1) for path in run.artifacts(cycle)}
+        goes_on = (root / run.path(layout.POLICY, cycles + 1)).is_file()
+        return set() if goes_on else set(run.model_data(cycles))
 
     def targets(self) -> dict[str, dict[str, int]]:
         """For each run by name: how many cycles it shall have, of how many steps, and the last with an evaluation."""

@@ -23,6 +23,9 @@ CHECK_SECONDS = 0.02
 SHARD_OVERHEAD = 45_000
 """Bytes that HDF5 and a simulator's state add to a shard, about"""
 
+ROLLOUTS = "rollouts"
+"""In the place of a stage: the rollouts of a cycle"""
+
 OfCycle = Callable[[int], float]
 
 
@@ -49,7 +52,10 @@ def costs_of(run: Run) -> Costs:
 
 
 def bytes_by_size(sizes: Sizes) -> dict[str, OfCycle]:
-    """Bytes that a job of each stage leaves in a cycle; branches that end early leave less."""
+    """Bytes that a job of each stage leaves in a cycle, and the rollouts by themselves, as they may be deleted.
+
+    Branches that end early leave less.
+    """
     policy = 4 * (3 * (sizes.actor + sizes.critics) + sizes.critics)
 
     def shard(rows: int) -> int:
@@ -69,17 +75,20 @@ def bytes_by_size(sizes: Sizes) -> dict[str, OfCycle]:
         "evaluate": lambda _: 2.5 * SMALL_FILE,
         "phase1": lambda _: 12 * sizes.ensemble + 2 * SMALL_FILE,
         "phase2": lambda _: 20 * sizes.ensemble + 2 * SMALL_FILE,
-        "rollout": lambda cycle: sizes.row * sizes.rollout_rows(cycle) + 2 * SMALL_FILE,
+        "rollout": lambda _: SMALL_FILE,
         "theory": lambda _: 30 * SMALL_FILE,
     }
-    kept = min(_trainings(sizes), sizes.schedule.retained_updates)
+    schedule = sizes.schedule
+    # Of a triggered model those of all trainings that are retained, and of all else the last.
+    trainings = min(_trainings(sizes), schedule.retained_updates) if schedule.triggered else 1.0
 
     def triggered(cycle: int) -> float:
-        """The last model, the rollouts of the trainings that are retained, and the rest once."""
-        once = _stages_of_triggered(sizes) - {"rollout"}
-        return sum(of_stage[stage](cycle) for stage in once) + kept * of_stage["rollout"](cycle) + SMALL_FILE
+        return sum(of_stage[stage](cycle) for stage in _stages_of_triggered(sizes)) + SMALL_FILE
 
-    return of_stage | {"triggered": triggered}
+    def rollouts(cycle: int) -> float:
+        return trainings * sizes.row * sizes.rollout_rows(cycle) + SMALL_FILE
+
+    return of_stage | {"triggered": triggered, ROLLOUTS: rollouts}
 
 
 def seconds_by_speed(sizes: Sizes, speeds: Speeds, time_limit: int) -> dict[str, OfCycle]:

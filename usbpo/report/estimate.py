@@ -16,7 +16,7 @@ from rich.table import Table
 
 from usbpo import layout
 from usbpo.plan import Plan, Run
-from usbpo.report.costs import EPOCHS, Costs, OfCycle, costs_of
+from usbpo.report.costs import EPOCHS, ROLLOUTS, Costs, OfCycle, costs_of
 from usbpo.report.status import benchmark_seconds, duration
 
 PLANNED_BYTES = 45_000
@@ -70,17 +70,24 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
     works: dict[tuple[str, str], Work] = {}
     for run, cycles in plan.cycles.items():
         group = run.task, run.method
-        jobs = [(stage, cycle, paths) for cycle in range(cycles + 1) for stage, paths in run.jobs(cycle).items()]
-        missing = [job[:2] for job in jobs if not all((root / path).is_file() for path in job[2])]
+        kept = plan.kept_rollouts(run, root)
+        jobs = [
+            (stage, cycle, [path for path in paths if path in kept or not _are_rollouts(path)])
+            for cycle in range(cycles + 1)
+            for stage, paths in run.jobs(cycle).items()
+        ]
+        missing = [job for job in jobs if not all((root / path).is_file() for path in job[2])]
         if group not in lines:
             lines[group] = Line(*group, memory=1e6 * max(run.megabytes(stage, cycle) for stage, cycle, _ in jobs))
         if missing and group not in works:
             works[group] = work_of(run, alike(plan, run), root)
         line, took = lines[group], 0.0
-        for stage, cycle in missing:
+        for stage, cycle, paths in missing:
             line.measured[stage in works[group].seconds_by] += 1
             took += works[group].seconds(stage, cycle)
             line.bytes += works[group].bytes(stage, cycle)
+            if any(map(_are_rollouts, paths)):
+                line.bytes += works[group].bytes(ROLLOUTS, cycle)
         line.runs, line.cycles, line.jobs = line.runs + 1, line.cycles + cycles, line.jobs + len(jobs)
         line.standing += len(jobs) - len(missing)
         line.seconds += took
@@ -147,9 +154,16 @@ def _bytes_before(run: Run, root: Path) -> Iterator[Measured]:
         seed = folder.parent.name.removeprefix("seed-")
         if seed.isdecimal() and (cycle := int(folder.name)):
             for stage, paths in replace(run, seed=int(seed)).jobs(cycle).items():
-                files = [root / path for path in paths]
-                if all(file.is_file() for file in files):
-                    yield stage, cycle, sum(file.stat().st_size for file in files)
+                files = {path: (root / path).stat().st_size for path in paths if (root / path).is_file()}
+                made = {path: size for path, size in files.items() if _are_rollouts(path)}
+                if len(files) - len(made) == len([path for path in paths if not _are_rollouts(path)]):
+                    yield stage, cycle, sum(files.values()) - sum(made.values())
+                if made:
+                    yield ROLLOUTS, cycle, sum(made.values())
+
+
+def _are_rollouts(path: str) -> bool:
+    return Path(path).name == Path(layout.ROLLOUTS).name
 
 
 # ---- for people --------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ validate(config, "../schemas/experiment.schema.json", set_default=False)
 for run_config in PLAN.configurations():
     validate(run_config, "../schemas/run.schema.json", set_default=False)
 
+ROLLOUTS = temp(layout.ROLLOUTS) if PLAN.experiment.rollouts == "temporary" else layout.ROLLOUTS
 RESULTS = layout.RESULTS.format(experiment=PLAN.experiment.experiment)
 
 # Stages end when the Snakemake that started them is gone; the logger shows how far each run is.

@@ -62,7 +62,7 @@ rule rollout:
         model=of_cycle("models"),
         policy=of_cycle("previous_policy"),
     output:
-        rollouts=layout.ROLLOUTS,
+        rollouts=ROLLOUTS,
         metrics=layout.ROLLOUT_METRICS,
     log:
         layout.LOG.replace("{stage}", "rollout"),
