@@ -38,8 +38,10 @@ def held(sizes: Sizes, stage: str, cycle: int) -> float:
         case "block":  # its parts, and the block that they are joined to
             made = blocks.block_of(cycle)
             return 2 * row * sizes.real_rows(made.end if made else cycle)
-        case "policy":  # with terminations as numbers; the agent as read, in training with moments, and as written
-            return real + _joined(sizes, row + 4, cycle) + 10 * agent
+        case "policy":  # rows as read and as packed for the replay; the agent as read, in training, and as written
+            rows = sum(sizes.model_rows(cycle)) + sizes.real_rows(cycle)
+            packed = 8 * (sizes.obs_dim + sizes.act_dim + 1) * rows
+            return real + _joined(sizes, row, cycle) + packed + 10 * agent
     if model is None:
         raise ValueError(f"a method without a model has no stage {stage}")
     network = 4 * sizes.ensemble

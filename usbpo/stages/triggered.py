@@ -300,6 +300,7 @@ class Checks:
         )
         self.model, self.ensemble = trained, ensemble.load(trained)[1]
         self.rollouts = [*self.rollouts, made]
+        self.replay = self._replay(None)  # lets the old D_model go before the new one is read
         self.replay = self._replay(transitions.read_rollouts(self.rollouts, self.retained_updates)[1])
         self.trained.append(number)
 
