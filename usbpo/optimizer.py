@@ -10,6 +10,22 @@ Params = dict[str, Tensor]
 """Tensors by name: the weights of a network, or whatever else is trained."""
 
 
+def _fused_step(
+    params: list[Tensor],
+    gradients: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    steps: list[Tensor],
+    learning_rate: float,
+    weight_decay: float,
+) -> None:
+    """torch's fused kernel, in place, with Adam's usual constants; `steps` count this step already."""
+    torch._fused_adam_(
+        params, gradients, first, second, [], steps,
+        lr=learning_rate, beta1=0.9, beta2=0.999, weight_decay=weight_decay, eps=1e-8, amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
 class Adam:
     """Adam on a dictionary of tensors, which are updated in place, by torch's fused kernel on their device.
 
@@ -55,20 +71,14 @@ class Adam:
     def _descend(self, gradients: Params) -> None:
         self._step.add_(1)
         for weight_decay, names in self._names.items():
-            torch._fused_adam_(
+            _fused_step(
                 [self.params[name] for name in names],
                 [gradients[name] for name in names],
                 [self._first[name] for name in names],
                 [self._second[name] for name in names],
-                [],
                 [self._step] * len(names),
-                lr=self.learning_rate,
-                beta1=0.9,
-                beta2=0.999,
-                weight_decay=weight_decay,
-                eps=1e-8,
-                amsgrad=False,
-                maximize=False,
+                self.learning_rate,
+                weight_decay,
             )
 
     def changes(self) -> list[Tensor]:
@@ -129,10 +139,8 @@ class FlatAdam:
     def step(self) -> None:
         """One step down the gradients."""
         torch._foreach_add_(self.steps, 1.0)
-        torch._fused_adam_(
-            self.buffers, self.gradients, self.exp_avg, self.exp_avg_sq, [], self.steps,
-            lr=self.learning_rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
-        )  # fmt: skip
+        moments = self.exp_avg, self.exp_avg_sq
+        _fused_step(self.buffers, self.gradients, *moments, self.steps, self.learning_rate, weight_decay=0.0)
 
     def state(self) -> list[Tensor]:
         """Everything that a step changes."""
