@@ -31,6 +31,11 @@ TENSORBOARD = "data/tensorboard/{task}/{method}/seed-{seed}/" + EVENT_FILE
 VIDEO = "data/videos/{task}/{method}/seed-{seed}/{cycle}.gif"
 
 
+def is_rollouts(path: str) -> bool:
+    """Whether a path is that of a cycle's rollouts."""
+    return path.endswith(ROLLOUTS.removeprefix(CYCLE))
+
+
 def five_digits(cycle: int) -> str:
     """A cycle, or block, as it stands in a path."""
     return f"{cycle:05d}"

@@ -346,14 +346,14 @@ class Plan:
             for run, cycles in self.cycles.items()
             if cycle <= cycles
             for path in run.artifacts(cycle)
-            if Path(path).name != Path(layout.ROLLOUTS).name or path in kept[run]
+            if not layout.is_rollouts(path) or path in kept[run]
         ]
 
     def kept_rollouts(self, run: Run, root: Path = Path()) -> set[str]:
         """The rollouts that a run of this experiment has in the end."""
         cycles = self.cycles[run]
         if self.experiment.rollouts == "keep":
-            return {path for cycle in range(cycles + 1) for path in run.artifacts(cycle)}
+            return {run.path(layout.ROLLOUTS, cycle) for cycle in range(cycles + 1)}
         goes_on = (root / run.path(layout.POLICY, cycles + 1)).is_file()
         return set() if goes_on else set(run.model_data(cycles))
 

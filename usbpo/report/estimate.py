@@ -72,7 +72,7 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
         group = run.task, run.method
         kept = plan.kept_rollouts(run, root)
         jobs = [
-            (stage, cycle, [path for path in paths if path in kept or not _are_rollouts(path)])
+            (stage, cycle, [path for path in paths if path in kept or not layout.is_rollouts(path)])
             for cycle in range(cycles + 1)
             for stage, paths in run.jobs(cycle).items()
         ]
@@ -86,7 +86,7 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
             line.measured[stage in works[group].seconds_by] += 1
             took += works[group].seconds(stage, cycle)
             line.bytes += works[group].bytes(stage, cycle)
-            if any(map(_are_rollouts, paths)):
+            if any(map(layout.is_rollouts, paths)):
                 line.bytes += works[group].bytes(ROLLOUTS, cycle)
         line.runs, line.cycles, line.jobs = line.runs + 1, line.cycles + cycles, line.jobs + len(jobs)
         line.standing += len(jobs) - len(missing)
@@ -155,15 +155,11 @@ def _bytes_before(run: Run, root: Path) -> Iterator[Measured]:
         if seed.isdecimal() and (cycle := int(folder.name)):
             for stage, paths in replace(run, seed=int(seed)).jobs(cycle).items():
                 files = {path: (root / path).stat().st_size for path in paths if (root / path).is_file()}
-                made = {path: size for path, size in files.items() if _are_rollouts(path)}
-                if len(files) - len(made) == len([path for path in paths if not _are_rollouts(path)]):
+                made = {path: size for path, size in files.items() if layout.is_rollouts(path)}
+                if len(files) - len(made) == len([path for path in paths if not layout.is_rollouts(path)]):
                     yield stage, cycle, sum(files.values()) - sum(made.values())
                 if made:
                     yield ROLLOUTS, cycle, sum(made.values())
-
-
-def _are_rollouts(path: str) -> bool:
-    return Path(path).name == Path(layout.ROLLOUTS).name
 
 
 # ---- for people --------------------------------------------------------------------------------------------------
