@@ -1,4 +1,4 @@
-"""The policy's update on a GPU: captured and eager, its time and how far it strays from double precision on the CPU.
+"""The policy's update on a GPU: fused, captured and eager, its time and how far it strays from double precision on the CPU.
 
     PYTHONPATH=. python benchmarks/device.py [--updates 200] [--repetitions 2000]
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from usbpo import device as devices
 from usbpo import sac
-from usbpo.learner import Learner
+from usbpo.learner import Learner, learner_for
 from usbpo.sac import Agent
 from usbpo.stages.policy import Replay, take_updates
 
@@ -92,12 +92,14 @@ def check(obs_dim: int, act_dim: int, updates: int, place: torch.device) -> dict
             "GPU, float64, captured": Learner(in_double(agent), device=place, **keys),
             "GPU, float32, eager": Eager(agent, device=place, **keys),
             "GPU, float32, captured": Learner(agent, device=place, **keys),
-            "GPU, float32, captured, again": Learner(agent, device=place, **keys),
+            "GPU, float32, fused": learner_for(agent, device=place, **keys),
+            "GPU, float32, fused, again": learner_for(agent, device=place, **keys),
         }
     found = {name: weights_after(learner, given) for name, learner in learners.items()}
     if place.type == "cuda":
-        same = torch.equal(found["GPU, float32, captured"], found["GPU, float32, captured, again"])
-        print(f"the same bytes twice: {'yes' if same else 'NO'}")
+        same = torch.equal(found["GPU, float32, fused"], found["GPU, float32, fused, again"])
+        kind = type(learners["GPU, float32, fused"]).__name__
+        print(f"the same bytes twice by a {kind}: {'yes' if same else 'NO'}")
     return {name: strayed(weights, reference, start) for name, weights in found.items()}
 
 
@@ -118,16 +120,18 @@ def synchronise(place: torch.device) -> None:
 
 
 def times(obs_dim: int, act_dim: int, calls: int, place: torch.device, turns: int = 7) -> dict[str, float]:
-    """Median milliseconds of an update, taken in turns: captured, eager, with the draws of a stage, with autograd."""
+    """Median milliseconds of an update, taken in turns: by fused kernels, captured, eager, with the draws of a stage."""
     agent = agent_of(obs_dim, act_dim)
     keys: dict[str, Any] = {"rows": ROWS, "real": REAL, "device": place, **CONSTANTS}
-    captured, eager, staged = Learner(agent, **keys), Eager(agent, **keys), Learner(agent, **keys)
+    captured, eager = Learner(agent, **keys), Eager(agent, **keys)
+    fused, staged = (learner_for(agent, **keys) for _ in range(2))
     packed = torch.randn(2, REPLAY_ROWS, obs_dim + act_dim + 1, device=place)
     replay, generator = Replay(packed, REPLAY_ROWS - REAL_ROWS, REAL_ROWS), torch.Generator(place).manual_seed(0)
-    for learner in (captured, eager):
+    for learner in (captured, eager, fused):
         learner.batch.normal_()
         learner.noise.normal_()
     functions: dict[str, tuple[Callable[[], object], int]] = {
+        "fused": (fused.update, calls),
         "captured": (captured.update, calls),
         "eager": (eager.update, max(calls // 10, 1)),
         "as a stage, with its draws": (lambda: take_updates(staged, replay, calls, generator), 1),

@@ -29,7 +29,7 @@ from usbpo import device as devices
 from usbpo import layout, sac, transitions
 from usbpo.config import RunConfig, load_run
 from usbpo.header import Header
-from usbpo.learner import Learner
+from usbpo.learner import learner_for
 from usbpo.optimizer import Params, moved
 from usbpo.plan import Run
 from usbpo.seeding import seed_sequence, torch_generator
@@ -84,7 +84,7 @@ class Loop:
         sim, keys = self.collector.simulator, self.config.policy
         architecture = sac.Architecture(sim.obs_dim, sim.act_dim, keys.hidden_layers, keys.hidden_size)
         agent = sac.new_agent(architecture, torch_generator(seed, 0, "initialise"))
-        self.learner = Learner(
+        self.learner = learner_for(
             agent,
             rows=keys.batch_size,
             real=int(keys.batch_size * keys.real_ratio),

@@ -17,7 +17,10 @@ value, so that a CUDA graph holds the whole update (`usbpo.device`). Heads of on
 """
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from math import log
+from shutil import which
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,8 +173,7 @@ class Learner:
         with torch.no_grad():
             self._make_parameters(agent, learning_rate)
             self._make_buffers()
-        changes = [self._targets, *self._critic_adam.state(), *self._actor_adam.state()]
-        self._update = captured(self._one_update, device, changes)
+        self._update = captured(self._one_update, device, self._changes())
 
     def update(self) -> None:
         """One update of everything from `batch` and `noise`."""
@@ -207,9 +209,13 @@ class Learner:
 
     # ---- what is made once ----
 
+    def _changes(self) -> list[Tensor]:
+        """Everything that an update changes and the next one goes on from."""
+        return [self._targets, *self._critic_adam.state(), *self._actor_adam.state()]
+
     def _make_parameters(self, agent: Agent, learning_rate: float) -> None:
         """Flat buffers for the networks, their gradients and moments, filled from the agent."""
-        actor_shapes, critic_shapes = _stored_shapes(self.architecture)
+        actor_shapes, critic_shapes = stored_shapes(self.architecture)
         critics, self._targets = (self._zeros(2, flat_size(critic_shapes)) for _ in range(2))
         weights, log_alpha = self._zeros(flat_size(actor_shapes)), self._zeros(1)
         self._critic_adam = FlatAdam([critics], learning_rate)
@@ -397,7 +403,24 @@ class Learner:
             self._action_gradient.index_copy_(1, rows, torch.mm(weight, of_first[0].t()))
 
 
-def _stored_shapes(architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+def learner_for(agent: Agent, *, rows: int, device: torch.device, **given: Any) -> Learner:
+    """The fastest learner for a device: on a GPU fused kernels where they fit.
+
+    They are written in Triton, which comes with torch's CUDA builds and compiles what launches them by the system's C
+    compiler. Where one of them is missing, or the kernels do not fit the agent, torch's own kernels are captured.
+
+    Args:
+        given: the further arguments of `Learner`.
+    """
+    if device.type == "cuda" and find_spec("triton") and any(map(which, ("cc", "gcc", "clang"))):
+        from usbpo import fused
+
+        if fused.fits(agent, rows):
+            return fused.FusedLearner(agent, rows=rows, device=device, **given)
+    return Learner(agent, rows=rows, device=device, **given)
+
+
+def stored_shapes(architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Shapes of the actor and of one critic as they lie in memory: the actor's last weight is (out, in)."""
     shapes = architecture.shapes()
     actor, critic = dict(shapes["actor"]), {name: shape[1:] for name, shape in shapes["critics"].items()}

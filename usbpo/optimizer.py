@@ -1,6 +1,7 @@
 """Adam over named tensors, with its moments as named tensors, so that checkpoints hold the whole optimizer."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -108,11 +109,17 @@ def flat_views(buffer: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> Params:
     What stands before `flat_size` stacks: a buffer (2, flat_size) holds two networks, and a matrix of theirs is a
     batch of two matrices.
     """
-    views, start = {}, 0
-    for name, shape in shapes.items():
+    views = {}
+    for name, start in flat_places(shapes).items():
+        shape = shapes[name]
         views[name] = buffer[..., start : start + prod(shape)].view(*buffer.shape[:-1], *shape)
-        start += _aligned(prod(shape))
     return views
+
+
+def flat_places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Where in the flat buffer each of these tensors begins."""
+    sizes = [_aligned(prod(shape)) for shape in shapes.values()]
+    return dict(zip(shapes, accumulate(sizes, initial=0), strict=False))
 
 
 def _aligned(size: int) -> int:

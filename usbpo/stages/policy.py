@@ -12,7 +12,7 @@ from usbpo.checkpoints import check_architecture
 from usbpo.errors import UsbpoError
 from usbpo.files import write_json
 from usbpo.header import Header, parameters_of
-from usbpo.learner import Learner, pack
+from usbpo.learner import Learner, learner_for, pack
 from usbpo.seeding import torch_generator
 from usbpo.transitions import Transitions
 
@@ -181,7 +181,7 @@ def policy(
     replay = replay_of(real, model, place)
     real_rows = batch_size if model is None else int(batch_size * real_ratio)
     del real, model  # as large as the replay
-    learner = Learner(
+    learner = learner_for(
         agent,
         rows=batch_size,
         real=real_rows,

@@ -21,7 +21,7 @@ from usbpo.checkpoints import check_architecture
 from usbpo.errors import UsbpoError
 from usbpo.files import read_json, write_json
 from usbpo.header import Header, parameters_of
-from usbpo.learner import Learner
+from usbpo.learner import Learner, learner_for
 from usbpo.optimizer import moved
 from usbpo.seeding import numpy_generator, torch_generator
 from usbpo.stages.collect import CONTINUE, Collector, check_episodes, check_finite, stochastic_actor
@@ -200,7 +200,7 @@ class Checks:
         check_architecture(path, "policy", agent.architecture, expected)
         names = ("learning_rate", "discount", "polyak", "target_entropy")
         rows, real = keys["batch_size"], int(keys["batch_size"] * keys["real_ratio"])
-        return Learner(agent, rows=rows, real=real, device=self.device, **{name: keys[name] for name in names})
+        return learner_for(agent, rows=rows, real=real, device=self.device, **{name: keys[name] for name in names})
 
     def check(self, number: int, length: int, *, last: bool) -> None:
         """Take the steps up to a check, ask the trigger, train the model if it fires, and update the policy.
