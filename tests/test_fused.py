@@ -1,4 +1,4 @@
-"""The fused kernels do what the hand-derived update does: on a GPU, or in Triton's interpreter where Triton is installed."""
+"""The fused kernels do what the hand-derived update does, on a GPU or else in Triton's interpreter."""
 
 import importlib.util
 import os
@@ -88,7 +88,7 @@ def test_the_kernels_do_what_the_hand_derived_update_does(
 
 
 def test_an_agent_goes_on_where_it_was_saved() -> None:
-    """Moments and the bias corrections of Adam are those of a learner that never stopped, but for the powers of β, which it worked out anew."""
+    """To rounding: the powers of β in Adam's bias corrections are worked out anew."""
     whole = FusedLearner(agent_of(3, 2, 2, 64), rows=32, real=16, device=DEVICE, **CONSTANTS)
     for update in range(2):
         fill(whole, update)

@@ -50,7 +50,10 @@ class FusedLearner(Learner):
         self._unclipped_log_std, self._deviation, self._actions = (self._zeros(act_dim, 2, rows) for _ in range(3))
         self._log_density, self._alpha, self._entropy = self._zeros(2, rows), self._zeros(()), self._zeros(())
         self._chosen_inputs = self._zeros(rows, obs_dim + act_dim)
-        self._actor_hidden, self._actor_flows = self._zeros(layers, 2 * rows, hidden), self._zeros(layers, rows, hidden)
+        self._policy_hidden, self._policy_flows = (
+            self._zeros(layers, 2 * rows, hidden),
+            self._zeros(layers, rows, hidden),
+        )
         self._critic_hidden, self._critic_flows = (self._zeros(layers, n, rows, hidden) for n in (4, 2))
         self._all_values = self._zeros(4, rows)
         """Of both critics and both targets"""
@@ -74,7 +77,7 @@ class FusedLearner(Learner):
         of_actor(
             kernels.act, (2 * by_row,),
             batch, self.noise, actor, log_alpha, *counters,
-            self._actor_hidden, *policy, log_density, alpha, self._chosen_inputs,
+            self._policy_hidden, *policy, log_density, alpha, self._chosen_inputs,
         )  # fmt: skip
         of_critics(
             kernels.evaluate, (by_row, 4),
@@ -98,12 +101,12 @@ class FusedLearner(Learner):
         )  # fmt: skip
         of_actor(
             kernels.improve, (by_row,),
-            actor, self._actor_hidden, *policy, alpha, self._policy_values, self._action_gradients,
-            self._head_gradient, self._actor_flows,
+            actor, self._policy_hidden, *policy, alpha, self._policy_values, self._action_gradients,
+            self._head_gradient, self._policy_flows,
         )  # fmt: skip
         of_actor(
             kernels.step_actor, (of_actor.tiles + 1,),
-            batch, self._actor_hidden, self._actor_flows, self._head_gradient, log_density, self._entropy,
+            batch, self._policy_hidden, self._policy_flows, self._head_gradient, log_density, self._entropy,
             actor, actor_adam.exp_avg[0], actor_adam.exp_avg_sq[0],
             log_alpha, actor_adam.exp_avg[1], actor_adam.exp_avg_sq[1], self._powers[2:],
             RATE=actor_adam.learning_rate, TARGET_ENTROPY=self.target_entropy,

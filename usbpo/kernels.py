@@ -1,4 +1,4 @@
-"""The policy's update as seven Triton kernels. `usbpo.fused` launches them one after the other.
+"""The policy's update as seven Triton kernels, which `usbpo.fused` launches one after the other.
 
 A program takes M rows through all layers of a network. An activation that the next layer reads goes through memory,
 where the backward pass wants it anyway, since a program cannot take slices of its registers; the barrier behind each
@@ -8,14 +8,14 @@ order that could change.
 
 Everything is float32 and row-major. Networks are flat buffers as `usbpo.optimizer.flat_views` lays them out: weight and
 bias of the first layer at W0 and B0, of the second at W1 and B1, of each further hidden layer HOP behind, of the last
-at WL and BL. L hidden layers have H units each; R is the number of rows of a batch; A the number of actions, AP the same
-padded; OBS the number of observations; WIDTH a row of the batch, (s, a, r) or (s', a', 1 − d).
+at WL and BL. L hidden layers have H units each; R is the number of rows of a batch; A the number of actions, AP the
+same padded; OBS the number of observations; WIDTH a row of the batch, (s, a, r) or (s', a', 1 − d).
 
-PRECISION is that of a product: `tf32x3` splits each float32 into two parts and multiplies on the matrix units thrice, as
-exact as float32 to a bit or two.
+PRECISION is that of a product: `tf32x3` splits each float32 into two parts and multiplies thrice on the matrix units,
+as exact as float32 to a bit or two.
 """
 
-# ruff: noqa: N803
+# ruff: noqa: SIM108 – Triton takes no conditional expression of pointers
 import triton
 import triton.language as tl
 
@@ -136,7 +136,9 @@ def act(
     clipped = tl.minimum(tl.maximum(log_std, LOG_STD_LOW), LOG_STD_HIGH)
     deviation = tl.exp(clipped) * n
     before = mean + deviation
-    shrunk = tl.exp(-2.0 * tl.abs(before))  # e^−2|u|: tanh u = ±(1 − e) / (1 + e), softplus(−2u) = max(−2u, 0) + log(1 + e)
+    shrunk = tl.exp(
+        -2.0 * tl.abs(before)
+    )  # e^−2|u|: tanh u = ±(1 − e) / (1 + e), softplus(−2u) = max(−2u, 0) + log(1 + e)
     size = (1.0 - shrunk) / (1.0 + shrunk)
     action = tl.where(before < 0.0, -size, size)
     terms = 2.0 * (before + tl.maximum(-2.0 * before, 0.0) + tl.log(1.0 + shrunk)) - clipped - 0.5 * n * n
@@ -238,7 +240,7 @@ def improve(
     A: tl.constexpr, AP: tl.constexpr, R: tl.constexpr,
     L: tl.constexpr, H: tl.constexpr, M: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the actor's loss in the policy's outputs, (2, A, R), and before each ReLU, (L, R, H). Grid: (R / M,)."""
+    """The actor's gradients, in the policy's outputs (2, A, R) and before each ReLU (L, R, H). Grid: (R / M,)."""
     start = tl.program_id(0) * M
     rows, columns, units = tl.arange(0, M), tl.arange(0, AP), tl.arange(0, H)
     there = (columns < A)[None, :] & (rows >= 0)[:, None]

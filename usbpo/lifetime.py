@@ -18,6 +18,8 @@ POLL_SECONDS = 0.5
 """How often an owner is looked at where the system cannot tell us that it has ended."""
 
 _workspaces: list[int] = []  # descriptors of held locks: open, hence locked, for as long as this process lives
+_watched: set[str] = set()  # owners whose end is this process's; the threads that watch them do not survive a fork
+os.register_at_fork(after_in_child=_watched.clear)
 
 
 def identity(pid: int | None = None) -> str:
@@ -78,12 +80,14 @@ def end_with(*owners: str) -> None:
     """Start a daemon thread that kills this process, or the group that it leads, once one of `owners` has vanished.
 
     So a killed Snakemake leaves no stage that writes its outputs later. Foreign owners are not watched: they cannot be.
+    Owners that are watched already need no second thread.
 
     Raises:
         UsbpoError: an owner is not the description of a process.
     """
-    watched = [owner for owner in owners if not is_foreign(owner)]
+    watched = [owner for owner in owners if not is_foreign(owner) and owner not in _watched]
     if watched:
+        _watched.update(watched)
         threading.Thread(target=_kill_after_first, args=(watched,), name="usbpo-lifetime", daemon=True).start()
 
 

@@ -199,6 +199,8 @@ def make(environment: str, arguments: Mapping[str, Any] | None = None) -> Any:
         UsbpoError: it cannot be made.
     """
     usercode.make_importable()
+    if ":" in environment:
+        usercode.imported.add(environment.partition(":")[0])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -19,6 +19,9 @@ _INSTALLED = tuple(
     {os.path.realpath(sysconfig.get_path(kind)) + os.sep for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 
+imported: set[str] = set()
+"""The user's modules that this process has imported; it knows nothing of later changes to them."""
+
 
 def make_importable() -> None:
     """Let modules in the current folder, where the run is, be imported.
@@ -38,6 +41,7 @@ def import_module(name: str) -> ModuleType:
         UsbpoError: it is not found, or its code fails.
     """
     make_importable()
+    imported.add(name)
     try:
         return importlib.import_module(name)
     except Exception as error:

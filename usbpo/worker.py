@@ -24,8 +24,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from usbpo import client, lifetime
+from usbpo import client, lifetime, resident
 from usbpo.errors import UsbpoError
+from usbpo.resident import Resident
 
 Run = Callable[[list[str]], int]
 """What a child runs: the arguments behind `usbpo`, to an exit status."""
@@ -69,7 +70,8 @@ class Request:
     Attributes:
         buffer: bytes received and not yet understood.
         descriptors: the client's standard streams, from their arrival until the child has them.
-        stage: what it asks for, once that is complete and accepted.
+        block: what it asks for, as it was sent, once that is complete and accepted.
+        stage: the same, understood.
         child: process id of the stage, while it runs.
     """
 
@@ -77,6 +79,7 @@ class Request:
         self.connection = connection
         self.buffer = bytearray()
         self.descriptors: list[int] = []
+        self.block = b""
         self.stage: Stage | None = None
         self.child: int | None = None
 
@@ -90,6 +93,10 @@ class Request:
     def close(self) -> None:
         """Let go of everything that came with the client."""
         self.connection.close()
+        self.close_descriptors()
+
+    def close_descriptors(self) -> None:
+        """Let go of the client's standard streams."""
         for descriptor in self.descriptors:
             os.close(descriptor)
         self.descriptors.clear()
@@ -103,6 +110,8 @@ class Server:
         self.identity = lifetime.identity()
         self.ending = False
         self.children: dict[int, Request] = {}
+        self.residents: dict[int, Resident] = {}
+        self.free: list[int] = []  # residents that wait for a stage
         self.requests: set[Request] = set()
         self.selector = selectors.PollSelector()  # unlike epoll it has no descriptor that a child would share
         self.listener = _listen(path)
@@ -140,6 +149,8 @@ class Server:
         """Deal with one thing that became readable; that the owner's watch did, the loop sees."""
         if isinstance(key.data, Request):
             self._receive(key.data)
+        elif isinstance(key.data, Resident):
+            self._hear(key.data)
         elif key.fileobj is self.listener:
             self._accept()
         elif key.fileobj == self.wake_reader:
@@ -188,8 +199,9 @@ class Server:
         end = 8 + int.from_bytes(request.buffer[:8], "big")
         if len(request.buffer) < max(9, end):
             return False
+        request.block = bytes(request.buffer[8:end])
         try:
-            stage = Stage.from_block(bytes(request.buffer[8:end]))
+            stage = Stage.from_block(request.block)
         except (ValueError, IndexError):
             stage = None
         del request.buffer[:end]
@@ -205,28 +217,70 @@ class Server:
         return False
 
     def _start(self, request: Request) -> None:
-        """Fork the child of an accepted request."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        """Give an accepted request to a process that has opened a GPU and waits, or to a child forked for it."""
+        assert request.stage is not None
+        may_use_gpu = resident.may_use_gpu(request.stage.argv)
+        child = self._hand_over(request) if may_use_gpu else None
         try:
-            child = os.fork()
-            if child == 0:
-                self._become_stage(request, held)
+            child = child or self._fork(request, may_use_gpu)
         except OSError as error:
             request.answer(f"refused no process could be started ({error.strerror})")
             self._drop(request)
             return
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         request.child = child
         self.children[child] = request
-        for descriptor in request.descriptors:
-            os.close(descriptor)
-        request.descriptors.clear()
+        request.close_descriptors()
 
-    def _become_stage(self, request: Request, mask: set[int | signal.Signals]) -> NoReturn:
-        """In the child: be the process that the client would have been, run the stage, end."""
+    def _hand_over(self, request: Request) -> int | None:
+        """Give a request to a resident that waits; None where there is none."""
+        while self.free:
+            chosen = self.residents.get(self.free.pop())
+            if chosen and chosen.give(request.block, request.descriptors):
+                return chosen.pid
+        return None
+
+    def _fork(self, request: Request, may_use_gpu: bool) -> int:
+        """Fork the child of a request.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        sys.stdout.flush()
+        sys.stderr.flush()
+        ours, its = socket.socketpair() if may_use_gpu else (None, None)
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            child = os.fork()
+            if child == 0:
+                self._become_stage(request, held, its)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            if its:
+                its.close()
+        if ours:
+            self.residents[child] = Resident(child, ours)
+            self.selector.register(ours, selectors.EVENT_READ, self.residents[child])
+        return child
+
+    def _hear(self, from_resident: Resident) -> None:
+        """Tell the client of a resident that its stage has ended well, or forget a resident that has ended."""
+        if from_resident.has_finished():
+            self._answer(from_resident.pid, "exit 0")
+            self.free.append(from_resident.pid)
+        else:
+            self.selector.unregister(from_resident.connection)
+            from_resident.connection.close()
+            del self.residents[from_resident.pid]
+
+    def _become_stage(
+        self, request: Request, mask: set[int | signal.Signals], keeper: socket.socket | None
+    ) -> NoReturn:
+        """In the child: be the process that the client would have been, run the stage, end or become a resident.
+
+        Args:
+            mask: the signals that the client blocks.
+            keeper: the way to the worker of a resident, where the stage may make it one.
+        """
         status = 1
         try:
             os.setsid()
@@ -243,29 +297,43 @@ class Server:
             self.listener.close()
             for other in self.requests:
                 other.close()
-            assert request.stage is not None
-            status = _run_stage(self.run, request.stage, self.identity)
+            for known in self.residents.values():
+                known.connection.close()
+            status = self._run(request.block)
+            if keeper:
+                status = resident.go_on(keeper, status, self._run)
         except BaseException:  # whatever it is, it must not come back into the worker's loop
             traceback.print_exc()
         finally:
             os._exit(status)
 
+    def _run(self, block: bytes) -> int:
+        """In the child: run the stage of a request."""
+        return _run_stage(self.run, Stage.from_block(block), self.identity)
+
     def _reap(self) -> None:
         """Collect the children that have ended and tell their clients."""
-        while self.children:
-            child, status = os.waitpid(-1, os.WNOHANG)
+        while True:
+            try:
+                child, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
             if child == 0:
                 return
-            if child in self.children:
-                self._tell(child, status)
+            self._tell(child, status)
 
     def _tell(self, child: int, status: int) -> None:
         """Tell the client of `child` how it ended."""
-        request = self.children.pop(child)
         code = os.waitstatus_to_exitcode(status)
-        request.answer(f"exit {code}" if code >= 0 else f"signal {-code}")
-        request.child = None
-        self._drop(request)
+        self._answer(child, f"exit {code}" if code >= 0 else f"signal {-code}")
+
+    def _answer(self, child: int, line: str) -> None:
+        """Tell the client of `child` that its stage has ended, and how."""
+        request = self.children.pop(child, None)
+        if request is not None:
+            request.answer(line)
+            request.child = None
+            self._drop(request)
 
     def _drop(self, request: Request) -> None:
         """Forget a client; its stage, if it still runs, is killed, and reaped when it has ended."""
@@ -285,9 +353,12 @@ class Server:
         if _is_identity_of(self.path, os.getpid()):  # no other worker has taken the place
             _remove(self.path)
         self.listener.close()
-        for child in list(self.children):
-            _signal_group(child, signal.SIGKILL)
-            self._tell(*os.waitpid(child, 0))
+        for child in {*self.children, *self.residents}:
+            try:
+                _signal_group(child, signal.SIGKILL)
+                self._tell(*os.waitpid(child, 0))
+            except ChildProcessError:  # a resident that had ended already
+                pass
         for request in list(self.requests):
             self._drop(request)
 
