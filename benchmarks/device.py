@@ -1,4 +1,4 @@
-"""The policy's update on a GPU: fused, captured and eager, its time and how far it strays from double precision on the CPU.
+"""The policy's update on a GPU: fused, captured, eager; its time, and how far it strays from double precision.
 
     PYTHONPATH=. python benchmarks/device.py [--updates 200] [--repetitions 2000]
 
@@ -120,7 +120,7 @@ def synchronise(place: torch.device) -> None:
 
 
 def times(obs_dim: int, act_dim: int, calls: int, place: torch.device, turns: int = 7) -> dict[str, float]:
-    """Median milliseconds of an update, taken in turns: by fused kernels, captured, eager, with the draws of a stage."""
+    """Median milliseconds of an update, taken in turns: fused, captured, eager, with the draws of a stage."""
     agent = agent_of(obs_dim, act_dim)
     keys: dict[str, Any] = {"rows": ROWS, "real": REAL, "device": place, **CONSTANTS}
     captured, eager = Learner(agent, **keys), Eager(agent, **keys)

@@ -31,6 +31,7 @@ from torch import Tensor
 from usbpo import device as devices
 from usbpo import sac
 from usbpo.ensemble import Architecture, Ensemble, fit_scaler, holdout_mse, new_ensemble, predict, predict_one_member
+from usbpo.fitting import fit_for
 from usbpo.optimizer import Adam, Params, copied, moved
 from usbpo.passes import LikelihoodStep, decay_by_name
 from usbpo.stages import phase1, phase2
@@ -117,6 +118,10 @@ def works(on: Setting) -> list[Work]:
     found.append(Work("phase-1 minibatch", flops, lambda: step.take(on.index), "phase-1 minibatch, plain"))
     if cuda:
         found.append(Work("phase-1 minibatch, no graph", flops, step.once, "phase-1 minibatch, plain"))
+    if devices.has_kernels(on.device):
+        keys = {"learning_rate": 1e-3, "weight_decay": WEIGHT_DECAY, "log_variance_penalty": PENALTY}
+        fit = fit_for(on.m2.params, on.m2.mle, on.inputs, on.targets, **keys)
+        found.append(Work("phase-1 minibatch, fused", flops, lambda: fit.take(on.index), "phase-1 minibatch, plain"))
     found.append(Work("phase-1 minibatch, plain", flops, lambda: plain.take(on.index)))
     held_out = on.inputs[:HOLDOUT], on.targets[:HOLDOUT]
     # The wanted outputs are the means; half of the last layer is not computed.

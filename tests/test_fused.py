@@ -1,4 +1,4 @@
-"""The fused kernels do what the hand-derived update does, on a GPU or else in Triton's interpreter."""
+"""The fused kernels do what the hand-derived passes do, on a GPU or else in Triton's interpreter."""
 
 import importlib.util
 import os
@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from workflow_tools import REPO
 
-from usbpo import learner as learners
-from usbpo.learner import Learner
+from usbpo import ensemble
+from usbpo.fitting import TorchFit
+from usbpo.learner import Learner, learner_for
 from usbpo.sac import Agent, Architecture, new_agent
 
 if importlib.util.find_spec("triton") is None:
@@ -20,8 +21,9 @@ if importlib.util.find_spec("triton") is None:
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
 
-from usbpo import fused
+from usbpo import fused, fused_model
 from usbpo.fused import FusedLearner
+from usbpo.fused_model import FusedFit
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 from plain_sac import in_double  # type: ignore[import-not-found]
@@ -107,5 +109,59 @@ def test_what_the_kernels_cannot_hold_is_left_to_torch() -> None:
     assert not fused.fits(agent_of(3, 2, 2, 200), 256)
     assert not fused.fits(agent_of(3, 2, 2, 64), 100)
     assert not fused.fits(in_double(agent_of(3, 2, 2, 64)), 256)
-    cpu = learners.learner_for(agent_of(3, 2, 2, 64), rows=32, real=16, device=torch.device("cpu"), **CONSTANTS)
+    cpu = learner_for(agent_of(3, 2, 2, 64), rows=32, real=16, device=torch.device("cpu"), **CONSTANTS)
     assert type(cpu) is Learner
+
+
+# ---- phase 1 ----
+
+FITTING: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": [1e-2, 2e-2, 3e-2], "log_variance_penalty": 0.05}
+
+
+def fits_of(obs_dim: int, act_dim: int, members: int, units: int, seed: int) -> tuple[TorchFit, TorchFit, FusedFit]:
+    """The same ensemble on the same 100 rows: in double precision, by torch, by the kernels."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = ensemble.Architecture(obs_dim, act_dim, members, members, 2, units)
+    model = ensemble.new_ensemble(sizes, generator)
+    rows = [torch.randn(100, width, generator=generator) for width in (obs_dim + act_dim, obs_dim + 1)]
+    params, moments = (
+        {name: t if name == "step" else t.double() for name, t in of.items()} for of in (model.params, model.mle)
+    )
+    given = [{name: tensor.to(DEVICE) for name, tensor in of.items()} for of in (model.params, model.mle)]
+    return (
+        TorchFit(params, moments, *(of.double() for of in rows), **FITTING),
+        TorchFit(model.params, model.mle, *rows, **FITTING),
+        FusedFit(*given, *(of.to(DEVICE) for of in rows), **FITTING),
+    )
+
+
+@settings(max_examples=12)
+@given(
+    sizes=st.tuples(st.integers(1, 30), st.integers(1, 10), st.integers(1, 3), st.sampled_from([7, 40, 100])),
+    minibatches=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    seed=st.integers(0, 1000),
+)
+def test_the_kernels_fit_the_ensemble_as_the_hand_derived_passes_do(
+    sizes: tuple[int, int, int, int], minibatches: list[int], seed: int
+) -> None:
+    """Minibatches of any sizes in turn: moments to rounding; parameters no further off than by torch in float32."""
+    exact, rounded, ours = fits_of(*sizes, seed)
+    start = {name: tensor.clone() for name, tensor in exact.params.items()}
+    generator = torch.Generator().manual_seed(seed)
+    for size in minibatches:
+        chosen = torch.randint(100, (sizes[2], size), generator=generator)
+        exact.take(chosen)
+        rounded.take(chosen)
+        ours.take(chosen.to(DEVICE))
+    expected, found = exact.moments(), {name: tensor.cpu() for name, tensor in ours.moments().items()}
+    assert found.keys() == expected.keys()
+    assert float(found.pop("step")) == float(expected.pop("step")) == len(minibatches)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=1e-4, atol=1e-5 * float(tensor.abs().max()))
+    params = {name: tensor.cpu() for name, tensor in ours.params.items()}
+    assert strayed(params, exact.params, start) < 3 * strayed(rounded.params, exact.params, start) + 1e-4
+
+
+def test_an_ensemble_that_the_kernels_cannot_hold_is_left_to_torch() -> None:
+    sizes = ensemble.Architecture(3, 1, 2, 1, 2, 300)
+    assert not fused_model.fits(ensemble.new_ensemble(sizes, torch.Generator().manual_seed(0)).params)

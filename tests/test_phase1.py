@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from usbpo import ensemble as ensembles
-from usbpo import transitions
+from usbpo import fitting, transitions
 from usbpo.ensemble import Architecture, Ensemble, holdout_mse, new_ensemble
 from usbpo.errors import UsbpoError
 from usbpo.header import Header
 from usbpo.optimizer import new_moments
 from usbpo.passes import LikelihoodStep
-from usbpo.stages import phase1 as stage
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 from usbpo.stages.phase1 import Snapshots, phase1, shuffled_rows, train
 from usbpo.transitions import Transitions
@@ -158,7 +157,7 @@ def recorded_training(
             super().load()
             seen.append(self.passes.inputs.clone())
 
-    monkeypatch.setattr(stage, "LikelihoodStep", Recording)
+    monkeypatch.setattr(fitting, "LikelihoodStep", Recording)
     train(ensemble, training, training, torch.Generator().manual_seed(0), **(TRAINING | changes))
     return seen
 

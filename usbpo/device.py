@@ -1,6 +1,8 @@
 """Where a stage computes: the choice of a device, and CUDA graphs behind one small interface."""
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from shutil import which
 from typing import TypeVar
 
 import torch
@@ -29,6 +31,14 @@ def choose(name: str) -> torch.device:
             raise UsbpoError("device is cuda, but torch finds no CUDA GPU here; set device to auto or cpu.")
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether fused kernels can run on a device: a GPU, Triton, and what compiles their launchers.
+
+    Triton comes with torch's CUDA builds; it wants the system's C compiler.
+    """
+    return device.type == "cuda" and find_spec("triton") is not None and any(map(which, ("cc", "gcc", "clang")))
 
 
 def captured(

@@ -267,7 +267,7 @@ def improve(
 
 
 @triton.jit
-def _adam(params, first, second, places, mask, gradient, powers, RATE: tl.constexpr):
+def adam(params, first, second, places, mask, gradient, powers, RATE: tl.constexpr):
     """Adam's step for the parameters in these places; what they are after it."""
     m = tl.load(first + places, mask=mask, other=0.0)
     m += (gradient - m) * (1.0 - BETA_1)
@@ -322,12 +322,12 @@ def _step_values(
         total += tl.load(top + rows[:, None] * H + columns[None, :]) * of_value[:, None]
         of_bias += of_value
     gradient = tl.sum(total, axis=0)
-    weights = _adam(params, averages, squares, WL + columns, columns >= 0, gradient, powers, RATE)
+    weights = adam(params, averages, squares, WL + columns, columns >= 0, gradient, powers, RATE)
     _follow(followers, WL + columns, columns >= 0, weights, POLYAK)
     if tile == 0:
         one = tl.arange(0, 16)
         of_one = tl.sum(of_bias, axis=0) + tl.zeros((16,), tl.float32)
-        bias = _adam(params, averages, squares, BL + one, one < 1, of_one, powers, RATE)
+        bias = adam(params, averages, squares, BL + one, one < 1, of_one, powers, RATE)
         _follow(followers, BL + one, one < 1, bias, POLYAK)
 
 
@@ -358,10 +358,10 @@ def step_critics(
         gradient, of_bias, inputs, columns = _matrix(place, below, stride, flow, fan_in, R, H, TI, TO, K, PRECISION)
         places = weight + inputs[:, None] * H + columns[None, :]
         mask = (inputs < fan_in)[:, None] & (columns >= 0)[None, :]
-        new = _adam(params, averages, squares, places, mask, gradient, powers, RATE)
+        new = adam(params, averages, squares, places, mask, gradient, powers, RATE)
         _follow(followers, places, mask, new, POLYAK)
         if place < H // TO:
-            shift = _adam(params, averages, squares, bias + columns, columns >= 0, of_bias, powers, RATE)
+            shift = adam(params, averages, squares, bias + columns, columns >= 0, of_bias, powers, RATE)
             _follow(followers, bias + columns, columns >= 0, shift, POLYAK)
     else:
         top, last = own + (L - 1) * 4 * R * H, tile - T0 - (L - 1) * T1
@@ -387,9 +387,9 @@ def _step_head(
         total = tl.dot(g, h, total, input_precision=PRECISION)
         of_bias += g
     mask = (heads < HEADS)[:, None] & (columns >= 0)[None, :]
-    _adam(actor, first, second, WL + heads[:, None] * H + columns[None, :], mask, total, powers, RATE)
+    adam(actor, first, second, WL + heads[:, None] * H + columns[None, :], mask, total, powers, RATE)
     if tile == 0:
-        _adam(actor, first, second, BL + heads, heads < HEADS, tl.sum(of_bias, axis=1), powers, RATE)
+        adam(actor, first, second, BL + heads, heads < HEADS, tl.sum(of_bias, axis=1), powers, RATE)
 
 
 @triton.jit
@@ -405,7 +405,7 @@ def _step_temperature(
     tl.store(entropy, found)
     one = tl.arange(0, 16)
     gradient = found - TARGET_ENTROPY + tl.zeros((16,), tl.float32)
-    _adam(log_alpha, first, second, one, one < 1, gradient, powers, RATE)
+    adam(log_alpha, first, second, one, one < 1, gradient, powers, RATE)
 
 
 @triton.jit
@@ -430,9 +430,9 @@ def step_actor(
         gradient, of_bias, inputs, columns = _matrix(place, below, stride, flow, fan_in, R, H, TI, TO, K, PRECISION)
         places = weight + inputs[:, None] * H + columns[None, :]
         mask = (inputs < fan_in)[:, None] & (columns >= 0)[None, :]
-        _adam(actor, first, second, places, mask, gradient, powers, RATE)
+        adam(actor, first, second, places, mask, gradient, powers, RATE)
         if place < H // TO:
-            _adam(actor, first, second, bias + columns, columns >= 0, of_bias, powers, RATE)
+            adam(actor, first, second, bias + columns, columns >= 0, of_bias, powers, RATE)
     elif tile < T0 + (L - 1) * T1 + H // TO:
         top, last = hidden + (L - 1) * 2 * R * H, tile - T0 - (L - 1) * T1
         _step_head(

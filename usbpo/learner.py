@@ -17,16 +17,14 @@ value, so that a CUDA graph holds the whole update (`usbpo.device`). Heads of on
 """
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from math import log
-from shutil import which
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from usbpo import sac
-from usbpo.device import captured
+from usbpo.device import captured, has_kernels
 from usbpo.optimizer import FlatAdam, Params, flat_size, flat_views
 from usbpo.sac import LOG_STD_BOUNDS, Agent, Architecture
 
@@ -404,15 +402,12 @@ class Learner:
 
 
 def learner_for(agent: Agent, *, rows: int, device: torch.device, **given: Any) -> Learner:
-    """The fastest learner for a device: on a GPU fused kernels where they fit.
-
-    They are written in Triton, which comes with torch's CUDA builds and compiles what launches them by the system's C
-    compiler. Where one of them is missing, or the kernels do not fit the agent, torch's own kernels are captured.
+    """The fastest learner for a device: fused kernels where it has them and they can update the agent.
 
     Args:
         given: the further arguments of `Learner`.
     """
-    if device.type == "cuda" and find_spec("triton") and any(map(which, ("cc", "gcc", "clang"))):
+    if has_kernels(device):
         from usbpo import fused
 
         if fused.fits(agent, rows):

@@ -22,9 +22,9 @@ from usbpo.ensemble import (
 )
 from usbpo.errors import UsbpoError
 from usbpo.files import write_json
+from usbpo.fitting import fit_for
 from usbpo.header import Header, parameters_of
-from usbpo.optimizer import Adam, copied
-from usbpo.passes import LikelihoodStep, decay_by_name
+from usbpo.optimizer import copied
 from usbpo.seeding import torch_generator
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 
@@ -84,33 +84,34 @@ def train(
     """
     fit_scaler(ensemble, training.inputs)
     inputs = standardise(ensemble, training.inputs)
-    params = copied(ensemble.params)
-    adam = Adam(params, learning_rate, ensemble.mle, decay_by_name(weight_decay))
+    fit = fit_for(
+        ensemble.params,
+        ensemble.mle,
+        inputs,
+        training.targets,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        log_variance_penalty=log_variance_penalty,
+    )
     rows, members = len(inputs), ensemble.architecture.members
     bootstrap = torch.randint(rows, (members, rows), generator=generator, device=inputs.device)
-    sizes = {min(batch_size, rows - first) for first in range(0, rows, batch_size)}
-    steps = {
-        size: LikelihoodStep(params, adam, inputs, training.targets, size, log_variance_penalty)
-        for size in sorted(sizes)
-    }
     snapshots = Snapshots(min_improvement, patience, torch.full((members,), 1e10, device=inputs.device))
     by_epoch: list[list[float]] = []
     stopped = ""
     while not stopped:
         for first in range(0, rows, batch_size):
-            minibatch = bootstrap[:, first : first + batch_size]
-            steps[minibatch.shape[1]].take(minibatch)
+            fit.take(bootstrap[:, first : first + batch_size])
         bootstrap = shuffled_rows(bootstrap, generator)
-        errors = holdout_mse(ensemble, params, holdout.inputs, holdout.targets)
+        errors = holdout_mse(ensemble, fit.params, holdout.inputs, holdout.targets)
         if not torch.isfinite(errors).all():
             raise UsbpoError("phase 1 diverged: a hold-out error is not finite; lower phase1.learning_rate.")
         by_epoch.append(errors.tolist())
-        if snapshots.offer(errors, params):
+        if snapshots.offer(errors, fit.params):
             stopped = f"no member improved for {snapshots.epochs_without} epochs"
         elif max_epochs is not None and len(by_epoch) >= max_epochs:
             stopped = "max_epochs reached"
-    ensemble.params = params | snapshots.params
-    ensemble.mle = adam.moments()
+    ensemble.params = {name: tensor.contiguous() for name, tensor in (fit.params | snapshots.params).items()}
+    ensemble.mle = fit.moments()
     return by_epoch, stopped
 
 
