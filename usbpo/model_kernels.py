@@ -52,7 +52,7 @@ def _softplus(x):
 
 @triton.jit
 def differentiate(
-    inputs, targets, chosen, params, bounds, step, powers, betas, before, after, deltas, of_outputs, of_bounds,
+    inputs, targets, chosen, networks, bounds, step, powers, betas, before, after, deltas, of_outputs, of_bounds,
     W0: tl.constexpr, B0: tl.constexpr, W1: tl.constexpr, B1: tl.constexpr, HOP: tl.constexpr,
     WL: tl.constexpr, BL: tl.constexpr, SIZE: tl.constexpr, MEMBERS: tl.constexpr,
     IN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
@@ -70,7 +70,7 @@ def differentiate(
         two = tl.arange(0, 2)
         tl.store(powers + two, tl.load(powers + two) * tl.load(betas + two))
     LAYER: tl.constexpr = MEMBERS * RP * H
-    rows, network = tl.arange(0, M), params + member * SIZE
+    rows, network = tl.arange(0, M), networks + member * SIZE
     real = start + rows < R
     row = tl.load(chosen + member * R + start + rows, mask=real, other=0)
     own = (member * RP + start) * H
@@ -183,7 +183,7 @@ def _step_bounds(
 
 @triton.jit
 def learn(
-    inputs, chosen, after, deltas, of_outputs, of_bounds, params, first, second, bounds, first_bounds, second_bounds,
+    inputs, chosen, after, deltas, of_outputs, of_bounds, networks, first, second, bounds, first_bounds, second_bounds,
     powers, decays, penalty,
     W0: tl.constexpr, B0: tl.constexpr, W1: tl.constexpr, B1: tl.constexpr, HOP: tl.constexpr,
     WL: tl.constexpr, BL: tl.constexpr, SIZE: tl.constexpr, MEMBERS: tl.constexpr,
@@ -199,7 +199,7 @@ def learn(
     """
     tile, member = tl.program_id(0), tl.program_id(1)
     LAYER: tl.constexpr = MEMBERS * RP * H
-    own, averages, squares = params + member * SIZE, first + member * SIZE, second + member * SIZE
+    own, averages, squares = networks + member * SIZE, first + member * SIZE, second + member * SIZE
     own_rows = member * RP * H
     if tile < T0:
         from_inputs, columns = tile // ACROSS * TI + tl.arange(0, TI), tile % ACROSS * TO + tl.arange(0, TO)
