@@ -75,14 +75,13 @@ class FusedFit:
         self.decays = torch.tensor(list(weight_decay), device=inputs.device)
         self.of_networks, self.of_bounds = (networks, first, second), (bounds, first_bounds, second_bounds)
         self.shapes = shapes
-        self._minibatches: dict[int, _Minibatch] = {}
+        self._minibatch: _Minibatch | None = None
 
     def take(self, rows: Tensor) -> None:
         """One Adam step on the given rows, numbers (members, rows)."""
-        size = rows.shape[1]
-        if size not in self._minibatches:
-            self._minibatches[size] = _Minibatch(self, size)
-        self._minibatches[size].take(rows)
+        if self._minibatch is None or self._minibatch.places < rows.shape[1]:
+            self._minibatch = _Minibatch(self, rows.shape[1])
+        self._minibatch.take(rows)
 
     def moments(self) -> Params:
         """`step` () and, for each parameter, `exp_avg.NAME` and `exp_avg_sq.NAME`."""
@@ -97,23 +96,22 @@ class FusedFit:
 
 
 class _Minibatch:
-    """The buffers of minibatches of one size, and what launches their kernels."""
+    """The buffers of minibatches of up to so many rows, and what launches their kernels."""
 
     def __init__(self, fit: FusedFit, rows: int) -> None:
-        self.fit = fit
+        self.fit, self.places, self.filled = fit, -(-rows // COLUMNS) * COLUMNS, 0
         members, inputs, hidden = fit.params["weight.0"].shape
-        layers, width = len(fit.decays) - 1, fit.targets.shape[1]
+        layers, self.width = len(fit.decays) - 1, fit.targets.shape[1]
         tile_in, tile_out = TILE
-        self.by_row, across = -(-rows // COLUMNS) * COLUMNS // ROWS, -(-hidden // tile_out)
-        padded_rows, places = self.by_row * ROWS, flat_places(fit.shapes)
+        self.by_row, across, down = self.places // ROWS, -(-hidden // tile_out), -(-hidden // tile_in)
+        places, width = flat_places(fit.shapes), self.width
         first, second = (places[f"weight.{n}"] if n < layers else 0 for n in (1, 2))
-        down = -(-hidden // tile_in)
         constants = {
             "W0": places["weight.0"], "B0": places["bias.0"],
             "W1": first, "B1": places["bias.1"] if layers > 1 else 0, "HOP": second - first if layers > 2 else 0,
             "WL": places[f"weight.{layers}"], "BL": places[f"bias.{layers}"],
             "SIZE": flat_size(fit.shapes), "MEMBERS": members,
-            "IN": inputs, "D": width, "DP": padded(width), "D2P": padded(2 * width), "R": rows, "RP": padded_rows,
+            "IN": inputs, "D": width, "DP": padded(width), "D2P": padded(2 * width), "R": self.places,
             "PARTS": members * self.by_row, "PARTSP": padded(members * self.by_row),
             "ACROSS": across, "T0": -(-inputs // tile_in) * across, "T1": down * across, "TL": down,
             "L": layers, "H": hidden, "HP": padded(hidden), "M": ROWS, "K": COLUMNS,
@@ -125,15 +123,21 @@ class _Minibatch:
         def buffer(*shape: int) -> Tensor:
             return torch.zeros(shape, device=fit.device)
 
-        self.before, self.after, self.deltas = (buffer(layers, members, padded_rows, hidden) for _ in range(3))
-        self.of_outputs = buffer(members, padded_rows, 2 * width)
+        self.before, self.after, self.deltas = (buffer(layers, members, self.places, hidden) for _ in range(3))
+        self.of_outputs = buffer(members, self.places, 2 * width)
         self.of_bounds = buffer(members * self.by_row, 2, padded(width))
-        self.rows = torch.zeros(members, rows, dtype=torch.int64, device=fit.device)
+        self.rows = torch.full((members, self.places), -1, dtype=torch.int64, device=fit.device)
+        self.share = buffer()
         self.step = captured(self.once, fit.device, fit.changes())
 
     def take(self, rows: Tensor) -> None:
         """Learn from these rows."""
-        self.rows.copy_(rows)
+        size = rows.shape[1]
+        if size != self.filled:
+            self.rows[:, size:] = -1
+            self.share.fill_(1.0 / (size * self.width))
+            self.filled = size
+        self.rows[:, :size].copy_(rows)
         self.step()
 
     def once(self) -> None:
@@ -141,7 +145,7 @@ class _Minibatch:
         fit, (networks, bounds) = self.fit, (self.fit.of_networks, self.fit.of_bounds)
         self._launch(
             model_kernels.differentiate, (self.by_row, len(networks[0])),
-            fit.inputs, fit.targets, self.rows, networks[0], bounds[0], fit.step, fit.powers, fit.betas,
+            fit.inputs, fit.targets, self.rows, self.share, networks[0], bounds[0], fit.step, fit.powers, fit.betas,
             self.before, self.after, self.deltas, self.of_outputs, self.of_bounds,
         )  # fmt: skip
         self._launch(

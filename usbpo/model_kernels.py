@@ -5,7 +5,8 @@ through memory, and a program of the second holds a tile of a member's weights o
 it. Networks lie in flat buffers, one member behind the other, SIZE numbers each.
 
 L hidden layers have H units each, padded to HP; D is obs_dim + 1, padded to DP; IN is obs_dim + act_dim. A minibatch
-has R rows, padded to RP; what the padding adds is zero.
+has R places for rows; where the row's number is −1 there is none, and what it adds is zero. So a smaller minibatch
+needs no kernels of its own.
 """
 
 import triton
@@ -52,34 +53,36 @@ def _softplus(x):
 
 @triton.jit
 def differentiate(
-    inputs, targets, chosen, networks, bounds, step, powers, betas, before, after, deltas, of_outputs, of_bounds,
+    inputs, targets, chosen, share, networks, bounds, step, powers, betas, before, after, deltas, of_outputs, of_bounds,
     W0: tl.constexpr, B0: tl.constexpr, W1: tl.constexpr, B1: tl.constexpr, HOP: tl.constexpr,
     WL: tl.constexpr, BL: tl.constexpr, SIZE: tl.constexpr, MEMBERS: tl.constexpr,
-    IN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    IN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr,
     L: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, M: tl.constexpr, K: tl.constexpr, K0: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the likelihood before each SiLU, in the outputs and in the bounds; the step counted.
 
-    Grid: (RP / M, MEMBERS). before, after and deltas are (L, MEMBERS, RP, H), of_outputs (MEMBERS, RP, 2 D), chosen
-    (MEMBERS, R) the rows of the minibatch, of_bounds (MEMBERS · RP / M, 2, DP) the share of each program.
+    Grid: (R / M, MEMBERS). before, after and deltas are (L, MEMBERS, R, H), of_outputs (MEMBERS, R, 2 D), chosen
+    (MEMBERS, R) the rows of the minibatch, share () what an output of a row counts in the mean over all that there are,
+    of_bounds (MEMBERS · R / M, 2, DP) the part of each program.
     """
     start, member = tl.program_id(0) * M, tl.program_id(1)
     if (start == 0) & (member == 0):
         tl.store(step, tl.load(step) + 1.0)
         two = tl.arange(0, 2)
         tl.store(powers + two, tl.load(powers + two) * tl.load(betas + two))
-    LAYER: tl.constexpr = MEMBERS * RP * H
+    LAYER: tl.constexpr = MEMBERS * R * H
     rows, network = tl.arange(0, M), networks + member * SIZE
-    real = start + rows < R
-    row = tl.load(chosen + member * R + start + rows, mask=real, other=0)
-    own = (member * RP + start) * H
+    row = tl.load(chosen + member * R + start + rows)
+    real = row >= 0
+    row = tl.maximum(row, 0)
+    own = (member * R + start) * H
     own_rows = own + rows[:, None] * H
     z, h, delta = before + own, after + own, deltas + own
     _layer(inputs + row[:, None] * IN, network + W0, network + B0, z, h, IN, H, HP, M, K0, PRECISION)
     for n in tl.static_range(1, L):
-        weight, bias, below = network + W1 + (n - 1) * HOP, network + B1 + (n - 1) * HOP, after + (n - 1) * LAYER
-        _layer(below + own_rows, weight, bias, z + n * LAYER, h + n * LAYER, H, H, HP, M, K, PRECISION)
+        matrix, bias, below = network + W1 + (n - 1) * HOP, network + B1 + (n - 1) * HOP, after + (n - 1) * LAYER
+        _layer(below + own_rows, matrix, bias, z + n * LAYER, h + n * LAYER, H, H, HP, M, K, PRECISION)
 
     outputs = tl.arange(0, DP)
     inside = outputs < D
@@ -99,18 +102,18 @@ def differentiate(
     lower = tl.load(bounds + D + outputs, mask=inside, other=0.0)[None, :]
     above_lower = upper - _softplus(upper - raw) - lower
     log_variance = lower + _softplus(above_lower)
-    share = 1.0 / (R * D)
+    weight = tl.load(share)
     error = mean - tl.load(targets + row[:, None] * D + outputs[None, :], mask=there, other=0.0)
     weighted = error * tl.exp(-log_variance)
-    of_mean = tl.where(there, 2.0 * share * weighted, 0.0)
-    of_log_variance = tl.where(there, share - share * weighted * error, 0.0)
+    of_mean = tl.where(there, 2.0 * weight * weighted, 0.0)
+    of_log_variance = tl.where(there, weight - weight * weighted * error, 0.0)
     of_above = of_log_variance * tl.sigmoid(above_lower)
     of_raw = of_above * tl.sigmoid(upper - raw)
-    out = of_outputs + (member * RP + start + rows)[:, None] * (2 * D) + outputs[None, :]
+    out = of_outputs + (member * R + start + rows)[:, None] * (2 * D) + outputs[None, :]
     wide = (rows >= 0)[:, None] & inside[None, :]
     tl.store(out, of_mean, mask=wide)
     tl.store(out + D, of_raw, mask=wide)
-    own_share = of_bounds + (member * (RP // M) + start // M) * (2 * DP) + outputs
+    own_share = of_bounds + (member * (R // M) + start // M) * (2 * DP) + outputs
     tl.store(own_share, tl.sum(of_above - of_raw, axis=0))
     tl.store(own_share + DP, tl.sum(of_log_variance - of_above, axis=0))
 
@@ -121,13 +124,13 @@ def differentiate(
     _through_silu(flowing, z + (L - 1) * LAYER, delta + (L - 1) * LAYER, H, HP, M)
     for up in tl.static_range(1, L):
         n = L - 1 - up
-        above, weight = deltas + (n + 1) * LAYER + own_rows, network + W1 + n * HOP
+        above, through = deltas + (n + 1) * LAYER + own_rows, network + W1 + n * HOP
         total = tl.zeros((M, HP), tl.float32)
         for begin in range(0, H, K):
             inner = begin + tl.arange(0, K)
             g = tl.load(above + inner[None, :], mask=inner[None, :] < H, other=0.0)
             square = (inner < H)[:, None] & (units < H)[None, :]
-            w = tl.load(weight + units[None, :] * H + inner[:, None], mask=square, other=0.0)
+            w = tl.load(through + units[None, :] * H + inner[:, None], mask=square, other=0.0)
             total = tl.dot(g, w, total, input_precision=PRECISION)
         _through_silu(total, z + n * LAYER, delta + n * LAYER, H, HP, M)
 
@@ -135,11 +138,11 @@ def differentiate(
 @triton.jit
 def _tile(
     x_rows, flow, inputs, columns, IN, OUT,
-    RP: tl.constexpr, K: tl.constexpr, TI: tl.constexpr, TO: tl.constexpr, PRECISION: tl.constexpr,
+    R: tl.constexpr, K: tl.constexpr, TI: tl.constexpr, TO: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of weights in the rows `inputs` and `columns` of a layer, and of the biases of the columns."""
     total, of_bias = tl.zeros((TI, TO), tl.float32), tl.zeros((K, TO), tl.float32)
-    for start in range(0, RP, K):
+    for start in range(0, R, K):
         rows = start + tl.arange(0, K)
         x = tl.load(x_rows + rows[None, :] * IN + inputs[:, None], mask=inputs[:, None] < IN, other=0.0)
         g = tl.load(flow + rows[:, None] * OUT + columns[None, :], mask=columns[None, :] < OUT, other=0.0)
@@ -151,14 +154,14 @@ def _tile(
 @triton.jit
 def _first_tile(
     all_inputs, chosen, flow, inputs, columns,
-    IN: tl.constexpr, H: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, K: tl.constexpr,
+    IN: tl.constexpr, H: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
     TI: tl.constexpr, TO: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The same of the first layer, whose inputs are gathered."""
     total, of_bias = tl.zeros((TI, TO), tl.float32), tl.zeros((K, TO), tl.float32)
-    for start in range(0, RP, K):
+    for start in range(0, R, K):
         rows = start + tl.arange(0, K)
-        row = tl.load(chosen + rows, mask=rows < R, other=0)
+        row = tl.maximum(tl.load(chosen + rows), 0)  # the gradient of a row that is not there is zero
         x = tl.load(all_inputs + row[None, :] * IN + inputs[:, None], mask=inputs[:, None] < IN, other=0.0)
         g = tl.load(flow + rows[:, None] * H + columns[None, :], mask=columns[None, :] < H, other=0.0)
         total = tl.dot(x, g, total, input_precision=PRECISION)
@@ -187,7 +190,7 @@ def learn(
     powers, decays, penalty,
     W0: tl.constexpr, B0: tl.constexpr, W1: tl.constexpr, B1: tl.constexpr, HOP: tl.constexpr,
     WL: tl.constexpr, BL: tl.constexpr, SIZE: tl.constexpr, MEMBERS: tl.constexpr,
-    IN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, D2P: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+    IN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, D2P: tl.constexpr, R: tl.constexpr,
     PARTS: tl.constexpr, PARTSP: tl.constexpr, RATE: tl.constexpr,
     ACROSS: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, TL: tl.constexpr,
     L: tl.constexpr, H: tl.constexpr, K: tl.constexpr, TI: tl.constexpr, TO: tl.constexpr, PRECISION: tl.constexpr,
@@ -198,13 +201,13 @@ def learn(
     those of the last, ACROSS of them side by side; the one behind them, of the first member, has the bounds.
     """
     tile, member = tl.program_id(0), tl.program_id(1)
-    LAYER: tl.constexpr = MEMBERS * RP * H
+    LAYER: tl.constexpr = MEMBERS * R * H
     own, averages, squares = networks + member * SIZE, first + member * SIZE, second + member * SIZE
-    own_rows = member * RP * H
+    own_rows = member * R * H
     if tile < T0:
         from_inputs, columns = tile // ACROSS * TI + tl.arange(0, TI), tile % ACROSS * TO + tl.arange(0, TO)
         gradient, of_bias = _first_tile(
-            inputs, chosen + member * R, deltas + own_rows, from_inputs, columns, IN, H, R, RP, K, TI, TO, PRECISION
+            inputs, chosen + member * R, deltas + own_rows, from_inputs, columns, IN, H, R, K, TI, TO, PRECISION
         )  # fmt: skip
         places, mask = (
             W0 + from_inputs[:, None] * H + columns[None, :],
@@ -218,7 +221,7 @@ def learn(
         layer, place = (tile - T0) // T1, (tile - T0) % T1
         from_units, units = place // ACROSS * TI + tl.arange(0, TI), place % ACROSS * TO + tl.arange(0, TO)
         below, flow = after + layer * LAYER + own_rows, deltas + (layer + 1) * LAYER + own_rows
-        of_weight, of_shift = _tile(below, flow, from_units, units, H, H, RP, K, TI, TO, PRECISION)
+        of_weight, of_shift = _tile(below, flow, from_units, units, H, H, R, K, TI, TO, PRECISION)
         spots, inside = (
             W1 + layer * HOP + from_units[:, None] * H + units[None, :],
             (from_units < H)[:, None] & (units < H)[None, :],
@@ -230,8 +233,8 @@ def learn(
     elif tile < T0 + (L - 1) * T1 + TL:
         last = tile - T0 - (L - 1) * T1
         from_last, outputs = last * TI + tl.arange(0, TI), tl.arange(0, D2P)
-        top, of_top = after + (L - 1) * LAYER + own_rows, of_outputs + member * RP * (2 * D)
-        of_head, of_offset = _tile(top, of_top, from_last, outputs, H, 2 * D, RP, K, TI, D2P, PRECISION)
+        top, of_top = after + (L - 1) * LAYER + own_rows, of_outputs + member * R * (2 * D)
+        of_head, of_offset = _tile(top, of_top, from_last, outputs, H, 2 * D, R, K, TI, D2P, PRECISION)
         head, within = (
             WL + from_last[:, None] * (2 * D) + outputs[None, :],
             (from_last < H)[:, None] & (outputs < 2 * D)[None, :],
