@@ -104,10 +104,8 @@ def _cast(params: Params, dtype: torch.dtype) -> Params:
 
 def _converted(model: Ensemble, dtype: torch.dtype) -> Ensemble:
     scaler = model.scaler_mean.to(dtype), model.scaler_std.to(dtype)
-    moments = _cast(model.mle, dtype), {}
-    return Ensemble(
-        model.architecture, _cast(model.params, dtype), *scaler, model.elites, *moments, products=model.products
-    )
+    params, moments = _cast(model.params, dtype), _cast(model.mle, dtype)
+    return Ensemble(model.architecture, params, *scaler, model.elites, moments, {}, model.products)
 
 
 def works(on: Setting) -> list[Work]:

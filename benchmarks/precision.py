@@ -88,8 +88,8 @@ class Seed:
         environment: dict[str, Any] = {"environment": config.environment.id, "task": task, "seed": seed}
         environment["environment_arguments"] = json.dumps(config.environment.arguments)
         collect(output=self.first, cycle=0, steps=rows, **environment)
-        sizes = {"hidden_layers": config.policy.hidden_layers, "hidden_size": config.policy.hidden_size}
-        initialise(data=self.first, output=self.policy, seed=seed, **sizes)
+        sizes: dict[str, Any] = {"hidden_layers": config.policy.hidden_layers, "hidden_size": config.policy.hidden_size}
+        initialise(data=self.first, output=self.policy, **sizes)
         steps = config.schedule.model_train_freq
         collect(output=self.second, cycle=1, steps=steps, policy=self.policy, previous=self.first, **environment)
 
@@ -139,7 +139,10 @@ class Seed:
             return {"shift": shift, "bias": bias, "sum": shift + bias}
 
         found = {"before": terms(m2)}
-        holdout = {"holdout_ratio": config.phase1.holdout_ratio, "holdout_limit": config.phase1.holdout_limit}
+        holdout: dict[str, Any] = {
+            "holdout_ratio": config.phase1.holdout_ratio,
+            "holdout_limit": config.phase1.holdout_limit,
+        }
         for precision in ("float32", "bfloat16"):
             output = self.folder / f"{precision}.safetensors"
             began = time.process_time()
