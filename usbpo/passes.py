@@ -272,7 +272,12 @@ class _Rounded:
 
 
 class _Layers:
-    """The share of all members, or of one, in the tensors of `Passes`: (members, rows, width), or (rows, width)."""
+    """The share of all members, or of one, in the tensors of `Passes`: (members, rows, width), or (rows, width).
+
+    `before` is z_l after a forward pass, and δ_l after a backward pass. One member in one precision keeps σ(z_l) in the
+    place of z_l: with h = z σ(z), SiLU′(z) = σ + h (1 − σ) then needs no second exponential. A GPU has kernels to spare
+    for that, but not their launches, and in bfloat16 conversions cost as much as it saves.
+    """
 
     def __init__(
         self,
@@ -291,12 +296,18 @@ class _Layers:
         self.product_and_bias: Callable[..., Tensor] = torch.addmm if alone else torch.baddbmm
         self.weights_t = [weight.mT for weight in weights]
         self.after_t = [hidden.mT for hidden in after]
+        self.keeps_sigmoid, self.one = alone and len(spare) == 1, torch.ones_like(delta[0, 0])
 
     def forward(self) -> None:
         last = len(self.weights) - 1
         for layer, (weight, bias, before) in enumerate(zip(self.weights, self.biases, self.before, strict=True)):
-            self.product_and_bias(bias, self.after[layer], weight, out=before)
-            if layer < last:
+            kept = layer == last or not self.keeps_sigmoid
+            z = before if kept else self.spare[before.dtype]
+            self.product_and_bias(bias, self.after[layer], weight, out=z)
+            if not kept:
+                torch.sigmoid(z, out=before)
+                torch.mul(z, before, out=self.after[layer + 1])
+            elif layer < last:
                 self._activate(before, self.after[layer + 1])
 
     def _activate(self, before: Tensor, after: Tensor) -> None:
@@ -319,7 +330,10 @@ class _Layers:
                 to_after = self.product(delta, self.weights_t[layer], out=self.spare[delta.dtype])
                 if before.dtype != delta.dtype:
                     to_after = self.spare[before.dtype].copy_(to_after)
-                torch.ops.aten.silu_backward.grad_input(to_after, before, grad_input=before)
+                if self.keeps_sigmoid:
+                    torch.lerp(self.after[layer], self.one, before, out=before).mul_(to_after)
+                else:
+                    torch.ops.aten.silu_backward.grad_input(to_after, before, grad_input=before)
                 delta = before
 
 
