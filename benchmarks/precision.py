@@ -1,6 +1,6 @@
 """What products in bfloat16 do to the model: its hold-out error after phase 1, shift and bias after phase 2, the time.
 
-    python benchmarks/precision.py [--seeds 5] [--rows 5000] [--task Hopper]
+    python benchmarks/precision.py [--seeds 0 1 2] [--rows 5000] [--task Hopper]
 
 For each seed, real rows are collected with random actions. Phase 1 is trained to its end on them three times: in
 float32, in bfloat16 with the same random numbers, and in float32 with others, which says how much two trainings differ
@@ -162,7 +162,7 @@ class Seed:
 def main() -> None:
     """Measure and print both tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=5000, help="collected with random actions")
     parser.add_argument("--task", default="Hopper")
     parser.add_argument("--no-phase2", action="store_true", help="leave out phase 2")
@@ -170,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load_run(given.task, "usbpo", FOLDERS)
     lines1, lines2 = [], []
-    for seed in range(given.seeds):
+    for seed in given.seeds:
         with TemporaryDirectory() as folder:
             with redirect_stdout(io.StringIO()):  # the stages'
                 at = Seed(config, Path(folder), given.task, seed, given.rows)
