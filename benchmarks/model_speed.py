@@ -2,10 +2,12 @@
 
     python benchmarks/model_speed.py                  # one CPU thread
     python benchmarks/model_speed.py --device cuda    # one GPU; each step with and without its CUDA graph
+    python benchmarks/model_speed.py --precision bfloat16
 
 Sizes are Hopper's with the released networks: 7 members of 4 × 200 units, 11 + 3 inputs, a policy of 2 × 256. "limit"
 is the arithmetic of the matrix products alone at the speed that `torch.mm` reaches on this machine in the same minutes,
-on large square matrices. "plain" is `benchmarks/plain_model.py`: the same computation by plain torch and autograd.
+on large square matrices in the same precision. "plain" is `benchmarks/plain_model.py`: the same computation by plain
+torch and autograd in float32.
 Every figure is a median over repetitions in which all works take turns. On the CPU it is the time of the one thread and
 not that of the clock on the wall, so that others who use the machine disturb less; on a GPU it is the wall's, with the
 device idle before and after. mbrl-lib's rows appear where it is installed (its rollout step has neither policy nor
@@ -33,7 +35,7 @@ from usbpo import sac
 from usbpo.ensemble import Architecture, Ensemble, fit_scaler, holdout_mse, new_ensemble, predict, predict_one_member
 from usbpo.fitting import fit_for
 from usbpo.optimizer import Adam, Params, copied, moved
-from usbpo.passes import LikelihoodStep, decay_by_name
+from usbpo.passes import PRECISIONS, LikelihoodStep, decay_by_name, number_type
 from usbpo.stages import phase1, phase2
 from usbpo.stages.rollout import roll_out
 from usbpo.terminations import hopper
@@ -71,7 +73,9 @@ POLICY_FORWARD = products([OBS_DIM, 256, 256, 2 * ACT_DIM], 1)
 class Setting:
     """Models, data and rows, the same numbers on every device and in every precision."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype = torch.float32, products: torch.dtype | None = None
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         self.device = device
         self.m1, self.m2 = new_ensemble(ARCHITECTURE, generator), new_ensemble(ARCHITECTURE, generator)
@@ -85,7 +89,7 @@ class Setting:
         drawn = phase2.draw_members(MEMBERS, BATCH, generator)
         self.index = torch.randint(REAL_ROWS, (MEMBERS, MINIBATCH), generator=generator).to(device)
         self.members = torch.randint(ELITES, (STARTS,), generator=generator).to(device)
-        self.m1, self.m2 = (_converted(model, dtype).to(device) for model in (self.m1, self.m2))
+        self.m1, self.m2 = (_converted(model, dtype).to(device, products) for model in (self.m1, self.m2))
         self.actor = moved(_cast(actor, dtype), device)
         self.inputs, self.targets = (t.to(device, dtype) for t in (numbers, numbers @ matrix))
         self.starts = starts.to(device, dtype)
@@ -101,7 +105,8 @@ def _cast(params: Params, dtype: torch.dtype) -> Params:
 
 def _converted(model: Ensemble, dtype: torch.dtype) -> Ensemble:
     scaler = model.scaler_mean.to(dtype), model.scaler_std.to(dtype)
-    return Ensemble(model.architecture, _cast(model.params, dtype), *scaler, model.elites, _cast(model.mle, dtype), {})
+    params, moments = _cast(model.params, dtype), _cast(model.mle, dtype)
+    return Ensemble(model.architecture, params, *scaler, model.elites, moments, {}, model.products)
 
 
 def works(on: Setting) -> list[Work]:
@@ -111,8 +116,9 @@ def works(on: Setting) -> list[Work]:
     # Phase 1.
     params = copied(on.m2.params)
     step = LikelihoodStep(
-        params, Adam(params, 1e-3, weight_decay=decay_by_name(WEIGHT_DECAY)), on.inputs, on.targets, MINIBATCH, PENALTY
-    )
+        params, Adam(params, 1e-3, weight_decay=decay_by_name(WEIGHT_DECAY)), on.inputs, on.targets, MINIBATCH, PENALTY,
+        on.m2.products,
+    )  # fmt: skip
     plain = plain_model.PlainLikelihood(on.m2.params, 1e-3, on.inputs, on.targets, WEIGHT_DECAY, PENALTY)
     flops = TRAINING * MEMBERS * MINIBATCH
     found.append(Work("phase-1 minibatch", flops, lambda: step.take(on.index), "phase-1 minibatch, plain"))
@@ -269,7 +275,7 @@ def agreement(on: Setting) -> Iterable[str]:
         return f"{what}: {largest_error(found, expected):.1e} (plain torch: {largest_error(plain, expected):.1e})"
 
     adam = Adam(copied(on.m2.params), 0.0)
-    LikelihoodStep(adam.params, adam, on.inputs, on.targets, MINIBATCH, PENALTY).take(on.index)
+    LikelihoodStep(adam.params, adam, on.inputs, on.targets, MINIBATCH, PENALTY, on.m2.products).take(on.index)
     yield told("gradient of phase 1", adam.gradients, likelihood)
     for loss in ("as_written", "as_released"):
         tuning = phase2.FineTuning(on.m1, on.m2, loss)
@@ -290,7 +296,7 @@ def _same_bits(on: Setting) -> bool:
     results = []
     for graph in (True, False):
         adam = Adam(copied(on.m2.params), 1e-3)
-        step = LikelihoodStep(adam.params, adam, on.inputs, on.targets, MINIBATCH, PENALTY)
+        step = LikelihoodStep(adam.params, adam, on.inputs, on.targets, MINIBATCH, PENALTY, on.m2.products)
         tuning = phase2.FineTuning(on.m1, on.m2, "as_written")
         tuned = Adam(tuning.params, 1e-4)
         descent = phase2.Descent(tuning, tuned, BATCH, "shift+bias")
@@ -335,6 +341,7 @@ def main() -> None:
     """Print the agreement, the table and the whole phases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products between hidden layers")
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--no-phases", action="store_true", help="leave out whole phases")
     options = parser.parse_args()
@@ -345,18 +352,20 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {name}\n\nLargest error as a share of the largest entry, against double precision:"
     )
-    on = Setting(device)
+    products = number_type(options.precision)
+    on = Setting(device, products=products)
     for line in agreement(on):
         print(f"  {line}")
 
     every = works(on)
     size = 1024 if device.type == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device, dtype=products) for _ in range(2))
     product = torch.empty_like(a)
     seconds = timed([lambda: torch.mm(a, b, out=product), *(w.run for w in every)], options.repetitions, device)
     speed = 2.0 * size**3 / seconds[0]
     taken = dict(zip((w.name for w in every), seconds[1:], strict=True))
-    print(f"\ntorch.mm of {size} × {size}: {speed / 1e9:,.1f} GFLOP/s; medians of {options.repetitions}\n")
+    told = f"{size} × {size}, {options.precision}: {speed / 1e9:,.1f} GFLOP/s"
+    print(f"\ntorch.mm of {told}; medians of {options.repetitions}\n")
     print(f"{'':38}{'GFLOP':>8}{'limit ms':>10}{'took ms':>10}{'× limit':>9}{'plain / it':>12}")
     for work in every:
         limit, own = work.products / speed, taken[work.name]

@@ -468,6 +468,7 @@ def another(name: str, field: Any) -> Any:
         "policy.target_entropy": -3.5,
         "theory.depth": 17,
         "device": "cpu",
+        "precision": "bfloat16",
     }
     if name in chosen:
         return chosen[name]

@@ -305,7 +305,19 @@ class DeviceKeys(Section):
     )
 
 
-class RunConfig(DeviceKeys):
+class ModelDeviceKeys(DeviceKeys):
+    """Where the stages compute that train or use the model, and in which precision."""
+
+    precision: Literal["float32", "bfloat16"] = key(
+        "Precision of the model's matrix products between hidden layers, and of the policy's in model rollouts; "
+        "parameters, optimizers, losses, first and last layers are float32.",
+        "name",
+        OURS,
+        "float32",
+    )
+
+
+class RunConfig(ModelDeviceKeys):
     """The whole configuration of a run: one task with one method."""
 
     environment: EnvironmentKeys = key("The environment.", "section", "table of tasks")

@@ -69,6 +69,8 @@ class Ensemble:
     """(elites,): members with the lowest hold-out error, best first"""
     mle: Params
     finetune: Params
+    products: torch.dtype | None = None
+    """Precision of the products between hidden layers, None for that of the parameters; no part of a checkpoint"""
 
     def save(self, path: Path, header: Header) -> None:
         """Write the whole state; the architecture goes into the header's parameters."""
@@ -82,8 +84,8 @@ class Ensemble:
         }
         checkpoints.write(path, header, moved(tensors, torch.device("cpu")))
 
-    def to(self, device: torch.device) -> "Ensemble":
-        """The same model on a device."""
+    def to(self, device: torch.device, products: torch.dtype | None = None) -> "Ensemble":
+        """The same model on a device, and with products between hidden layers in a precision."""
         return Ensemble(
             self.architecture,
             moved(self.params, device),
@@ -92,6 +94,7 @@ class Ensemble:
             self.elites.to(device),
             moved(self.mle, device),
             moved(self.finetune, device),
+            products,
         )
 
 
@@ -215,7 +218,7 @@ def predict(ensemble: Ensemble, params: Params, observations: Tensor, actions: T
     `params` stand in for the ensemble's own, so that those in training can be asked; there are no gradients.
     """
     inputs = standardise(ensemble, torch.cat([observations, actions], dim=-1))
-    return _next_state(gaussian(params, Forward(params).all_members(inputs)), observations)
+    return _next_state(gaussian(params, Forward(params, products=ensemble.products).all_members(inputs)), observations)
 
 
 @torch.no_grad()
@@ -228,7 +231,7 @@ def predict_one_member(
         members: (rows,), the member that predicts each row. Only that member is computed.
     """
     inputs = standardise(ensemble, torch.cat([observations, actions], dim=-1))
-    outputs = Forward(ensemble.params).one_member_each(members, inputs)
+    outputs = Forward(ensemble.params, products=ensemble.products).one_member_each(members, inputs)
     return _next_state(gaussian(ensemble.params, outputs), observations)
 
 
@@ -268,7 +271,8 @@ def holdout_mse(ensemble: Ensemble, params: Params, inputs: Tensor, targets: Ten
         inputs: raw (observation, action), (rows, obs_dim + act_dim).
         targets: (rows, obs_dim + 1).
     """
-    means = Forward(params, columns=targets.shape[1]).all_members(standardise(ensemble, inputs))
+    networks = Forward(params, columns=targets.shape[1], products=ensemble.products)
+    means = networks.all_members(standardise(ensemble, inputs))
     return means.sub_(targets).square_().mean(dim=(1, 2))
 
 

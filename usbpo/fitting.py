@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from usbpo.device import has_kernels
@@ -37,6 +38,7 @@ class TorchFit:
         learning_rate: of Adam.
         weight_decay: factor of the L2 penalty of each layer.
         log_variance_penalty: weight of the bounds' penalty.
+        products: precision of the products between hidden layers; default: that of the parameters.
     """
 
     def __init__(
@@ -49,17 +51,18 @@ class TorchFit:
         learning_rate: float,
         weight_decay: Sequence[float],
         log_variance_penalty: float,
+        products: torch.dtype | None = None,
     ) -> None:
         self.params = copied(params)
         self._adam = Adam(self.params, learning_rate, moments, decay_by_name(weight_decay))
-        self._data, self._penalty = (inputs, targets), log_variance_penalty
+        self._data, self._further = (inputs, targets), (log_variance_penalty, products)
         self._steps: dict[int, LikelihoodStep] = {}
 
     def take(self, rows: Tensor) -> None:
         """One step of Adam on the minibatch of these rows, numbers (members, rows)."""
         size = rows.shape[1]
         if size not in self._steps:
-            self._steps[size] = LikelihoodStep(self.params, self._adam, *self._data, size, self._penalty)
+            self._steps[size] = LikelihoodStep(self.params, self._adam, *self._data, size, *self._further)
         self._steps[size].take(rows)
 
     def moments(self) -> Params:
@@ -67,15 +70,24 @@ class TorchFit:
         return self._adam.moments()
 
 
-def fit_for(params: Params, moments: Params, inputs: Tensor, targets: Tensor, **given: Any) -> Fit:
+def fit_for(
+    params: Params,
+    moments: Params,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    products: torch.dtype | None = None,
+    **given: Any,
+) -> Fit:
     """The fastest fit on the device of the inputs: fused kernels where it has them and they can train the ensemble.
 
     Args:
+        products: as in `TorchFit`; the kernels know float32 alone.
         given: the further arguments of `TorchFit`.
     """
-    if has_kernels(inputs.device):
+    if has_kernels(inputs.device) and products in (None, torch.float32):
         from usbpo import fused_model
 
         if fused_model.fits(params):
             return fused_model.FusedFit(params, moments, inputs, targets, **given)
-    return TorchFit(params, moments, inputs, targets, **given)
+    return TorchFit(params, moments, inputs, targets, products=products, **given)

@@ -151,12 +151,12 @@ class Run:
         return (
             f"{self._environment()} --episodes {config.environment.episodes} "
             f"--termination {shlex.quote(config.environment.termination)} --steps {self.schedule.cycle_steps} "
-            f"--lengths {lengths} --retained-updates {self.schedule.retained_updates} {self._device()} {given}"
+            f"--lengths {lengths} --retained-updates {self.schedule.retained_updates} {self._model_device()} {given}"
         )
 
     def phase1_options(self) -> str:
         """Parameters of `phase1`."""
-        return f"{as_options(self._model_keys())} {as_options(self.config.phase1)} {self._device()}"
+        return f"{as_options(self._model_keys())} {as_options(self.config.phase1)} {self._model_device()}"
 
     def phase2_options(self) -> str:
         """Parameters of `phase2`; it holds out the same rows as phase 1."""
@@ -164,7 +164,7 @@ class Run:
             raise UsbpoError(f"the method {self.method} has no phase 2; ask for model-mle.safetensors instead.")
         holdout = as_options(self.config.phase1, only={"holdout_ratio", "holdout_limit"})
         retained = f"--retained-updates {self.schedule.retained_updates}"
-        return f"{as_options(self.config.phase2)} {holdout} {retained} {self._device()}"
+        return f"{as_options(self.config.phase2)} {holdout} {retained} {self._model_device()}"
 
     def _model_keys(self) -> ModelKeys:
         if self.config.model is None:
@@ -175,7 +175,7 @@ class Run:
         """Parameters of `rollout`."""
         termination = shlex.quote(self.config.environment.termination)
         length = self.schedule.rollout_steps(cycle)
-        return f"{as_options(self.config.rollout)} {self._device()} --termination {termination} --length {length}"
+        return f"{as_options(self.config.rollout)} {self._model_device()} --termination {termination} --length {length}"
 
     def policy_options(self) -> str:
         """Parameters of `policy`."""
@@ -219,6 +219,9 @@ class Run:
 
     def _device(self) -> str:
         return as_options(self.config, only={"device"})
+
+    def _model_device(self) -> str:
+        return as_options(self.config, only={"device", "precision"})
 
     def _environment(self) -> str:
         environment = self.config.environment

@@ -20,7 +20,7 @@ from usbpo.acting import OneByOne
 from usbpo.header import Header
 from usbpo.learner import Learner
 from usbpo.optimizer import Adam, copied
-from usbpo.passes import LikelihoodStep, decay_by_name
+from usbpo.passes import LikelihoodStep, decay_by_name, number_type
 from usbpo.sizes import Sizes
 from usbpo.tasks import Simulator
 from usbpo.transitions import Transitions
@@ -61,9 +61,10 @@ def calibrate(sizes: Sizes) -> Speeds:
         return Speeds(update, step, file, byte)
     model = config.model
     made = ensemble.Architecture(obs_dim, act_dim, model.members, model.elites, model.hidden_layers, model.hidden_size)
-    minibatch = _minibatch(made, config.phase1.batch_size)
+    products = number_type(config.precision)
+    minibatch = _minibatch(made, config.phase1.batch_size, products)
     share = 0.0 if config.phase2 is None else 1.25 * config.phase2.batch_size / config.phase1.batch_size
-    return Speeds(update, step, file, byte, minibatch, _model_step(made), share * minibatch)
+    return Speeds(update, step, file, byte, minibatch, _model_step(made, products), share * minibatch)
 
 
 @cache
@@ -100,21 +101,21 @@ def _real_step(environment: str, arguments: str) -> float:
 
 
 @cache
-def _minibatch(architecture: ensemble.Architecture, rows: int) -> float:
+def _minibatch(architecture: ensemble.Architecture, rows: int, products: torch.dtype) -> float:
     generator = torch.Generator().manual_seed(0)
     params = copied(ensemble.new_ensemble(architecture, generator).params)
     adam = Adam(params, 1e-3, weight_decay=decay_by_name([1e-4] * (architecture.hidden_layers + 1)))
     sizes = architecture.obs_dim + architecture.act_dim, architecture.obs_dim + 1
     x, y = (torch.randn(ROWS_PREDICTED, n, generator=generator) for n in sizes)
     index = torch.randint(ROWS_PREDICTED, (architecture.members, rows), generator=generator)
-    step = LikelihoodStep(params, adam, x, y, rows, 0.01)
+    step = LikelihoodStep(params, adam, x, y, rows, 0.01, products)
     return _timed(lambda: step.take(index), 8)
 
 
 @cache
-def _model_step(architecture: ensemble.Architecture) -> float:
+def _model_step(architecture: ensemble.Architecture, products: torch.dtype) -> float:
     generator = torch.Generator().manual_seed(0)
-    made = ensemble.new_ensemble(architecture, generator)
+    made = ensemble.new_ensemble(architecture, generator).to(torch.device("cpu"), products)
     observations = torch.randn(ROWS_PREDICTED, architecture.obs_dim, generator=generator)
     actions = torch.rand(ROWS_PREDICTED, architecture.act_dim, generator=generator)
     members = torch.randint(architecture.members, (ROWS_PREDICTED,), generator=generator)

@@ -25,6 +25,7 @@ from usbpo.files import write_json
 from usbpo.fitting import fit_for
 from usbpo.header import Header, parameters_of
 from usbpo.optimizer import copied
+from usbpo.passes import number_type
 from usbpo.seeding import torch_generator
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 
@@ -92,6 +93,7 @@ def train(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         log_variance_penalty=log_variance_penalty,
+        products=ensemble.products,
     )
     rows, members = len(inputs), ensemble.architecture.members
     bootstrap = torch.randint(rows, (members, rows), generator=generator, device=inputs.device)
@@ -137,6 +139,7 @@ def phase1(
     max_epochs: int | None = None,
     previous_model: Path | None = None,
     device: str = "auto",
+    precision: str = "float32",
 ) -> None:
     """Train M2 by maximum likelihood on all real data, starting from M1's weights and moments.
 
@@ -148,13 +151,14 @@ def phase1(
         cycle: number of the cycle.
         previous_model: M1; without it a new ensemble is trained.
         device: where to compute.
+        precision: of the products between hidden layers, float32 or bfloat16.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device, or training
-            diverges.
+        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device or precision,
+            or training diverges.
     """
     parameters = parameters_of(locals())
-    place = devices.choose(device)
+    place, products = devices.choose(device), number_type(precision)
     data_header, batch = transitions.read_all(data)
     # With the rows of D_env, by which the hold-out rows can be told again.
     header = Header(KIND, data_header.task, seed, cycle, {**parameters, "rows": len(batch)})
@@ -172,7 +176,7 @@ def phase1(
         previous_header, ensemble = load(previous_model)
         header.belongs(previous_model, previous_header)
         check_architecture(previous_model, "model", ensemble.architecture, architecture)
-    ensemble, rows = ensemble.to(place), model_data(batch)
+    ensemble, rows = ensemble.to(place, products), model_data(batch)
     training_rows, holdout_rows = split_holdout(len(batch), seed, cycle, holdout_ratio, holdout_limit)
     training, holdout = rows.rows(training_rows).to(place), rows.rows(holdout_rows).to(place)
     before = holdout_mse(ensemble, ensemble.params, holdout.inputs, holdout.targets)

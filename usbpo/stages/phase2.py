@@ -16,7 +16,7 @@ from usbpo.errors import UsbpoError
 from usbpo.files import write_json
 from usbpo.header import Header, parameters_of
 from usbpo.optimizer import Adam, Params, copied, trainable
-from usbpo.passes import Forward, Passes
+from usbpo.passes import Forward, Passes, number_type
 from usbpo.seeding import torch_generator
 from usbpo.stages.model_data import model_data, split_holdout
 from usbpo.wasserstein import LOSSES, Objective
@@ -60,7 +60,7 @@ class FineTuning:
     def __init__(self, m1: Ensemble, m2: Ensemble, loss: str) -> None:
         self.m1, self.m2, self.loss, self.released = m1, m2, LOSSES[loss], loss == "as_released"
         self.params = copied(m2.params)
-        self._m1_networks = Forward(m1.params)
+        self._m1_networks = Forward(m1.params, products=m1.products)
 
     def compared(self, rows: Rows) -> Compared:
         """What M1 says of the rows, which is a constant."""
@@ -74,7 +74,8 @@ class FineTuning:
     def objective(self, rows: Compared) -> Objective:
         """Shift and bias on the rows."""
         with torch.no_grad():
-            return self.between(rows.m1, Forward(self.params).all_members(rows.inputs), rows.members, self.params)
+            second = Forward(self.params, products=self.m2.products).all_members(rows.inputs)
+            return self.between(rows.m1, second, rows.members, self.params)
 
     def between(self, m1: Tensor, m2: Tensor, members: Tensor, bounds: Params) -> Objective:
         """Shift and bias from the networks' outputs; differentiable in those of M2 and in its bounds.
@@ -103,7 +104,7 @@ class Descent:
 
     def __init__(self, tuning: FineTuning, adam: Adam, rows: int, terms: str) -> None:
         self._tuning, self._adam, self._terms = tuning, adam, terms
-        self._passes = Passes(tuning.params, adam.gradients, rows)
+        self._passes = Passes(tuning.params, adam.gradients, rows, tuning.m2.products)
         self._m1 = self._passes.outputs.new_zeros(self._passes.outputs.shape[1:])
         self._members = torch.zeros(rows, dtype=torch.int64, device=self._m1.device)
         self._step = captured(self.once, self._m1.device, adam.changes())
@@ -192,6 +193,7 @@ def phase2(
     terms: str,
     retained_updates: int | None = None,
     device: str = "auto",
+    precision: str = "float32",
 ) -> None:
     """Fine-tune M2 so that it is close to M1 and its members agree, on the states that π1 visits in M1.
 
@@ -206,13 +208,14 @@ def phase2(
         cycle: number of the cycle.
         retained_updates: of how many model updates the rollouts are D_model, the last ones; without it all.
         device: where to compute.
+        precision: of the products between hidden layers, float32 or bfloat16.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device, or the
-            objective is not finite.
+        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device or precision,
+            or the objective is not finite.
     """
     parameters = parameters_of(locals())
-    place = devices.choose(device)
+    place, products = devices.choose(device), number_type(precision)
     data_header, real = transitions.read_all(data)
     header = Header(KIND, data_header.task, seed, cycle, parameters)
     header.belongs(data[-1], data_header)
@@ -223,7 +226,7 @@ def phase2(
     header.belongs(model_mle, m2_header)
     check_architecture(previous_model, "model", m1.architecture, m2.architecture)
     m2.finetune = m1.finetune
-    m1, m2 = m1.to(place), m2.to(place)
+    m1, m2 = m1.to(place, products), m2.to(place, products)
 
     members = m2.architecture.members
     generator = torch_generator(seed, cycle, "phase2", place)

@@ -13,7 +13,7 @@ from usbpo.errors import UsbpoError
 from usbpo.files import write_json
 from usbpo.header import Header, parameters_of
 from usbpo.optimizer import Params, moved
-from usbpo.passes import Forward
+from usbpo.passes import Forward, number_type
 from usbpo.seeding import torch_generator
 from usbpo.terminations import Termination, find
 from usbpo.transitions import Transitions
@@ -46,7 +46,7 @@ def roll_out(
     for depth in range(1, length + 1):
         rows = len(observations)
         noise = torch.randn(rows, act_dim, generator=generator, device=device, dtype=starts.dtype)
-        actions = act(actor, observations, noise)
+        actions = act(actor, observations, noise, ensemble.products)
         members = ensemble.elites[torch.randint(len(ensemble.elites), (rows,), generator=generator, device=device)]
         mean, std = predict_one_member(ensemble, members, observations, actions)
         sample = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype).mul_(std).add_(mean)
@@ -80,14 +80,16 @@ def roll_out(
     return made, lost
 
 
-def act(actor: Params, observations: Tensor, noise: Tensor) -> Tensor:
+def act(actor: Params, observations: Tensor, noise: Tensor, products: torch.dtype | None = None) -> Tensor:
     """Actions (rows, act_dim) of the stochastic policy: `sac.sample_action` without the densities, for many rows.
 
     Args:
         noise: standard normal, (rows, act_dim).
+        products: precision of the products between hidden layers; default: that of the parameters.
     """
     networks = {name: tensor[None] for name, tensor in actor.items()}
-    mean, log_std = Forward(networks, activation=torch.relu_).all_members(observations)[0].chunk(2, dim=-1)
+    policy = Forward(networks, activation=torch.relu_, products=products)
+    mean, log_std = policy.all_members(observations)[0].chunk(2, dim=-1)
     return torch.tanh(mean + torch.exp(log_std.clamp(*sac.LOG_STD_BOUNDS)) * noise)
 
 
@@ -104,6 +106,7 @@ def rollout(
     seed: int,
     cycle: int,
     device: str = "auto",
+    precision: str = "float32",
 ) -> None:
     """Make this cycle's model rollouts.
 
@@ -119,13 +122,14 @@ def rollout(
         seed: run seed.
         cycle: number of the cycle.
         device: where to compute.
+        precision: of the products between hidden layers, those of the policy too, float32 or bfloat16.
 
     Raises:
-        UsbpoError: an input is missing, damaged or of another run, there is no such device, or the model predicts
-            what is not finite.
+        UsbpoError: an input is missing, damaged or of another run, there is no such device or precision, or the
+            model predicts what is not finite.
     """
     parameters = parameters_of(locals())
-    terminates, place = find(termination), devices.choose(device)
+    terminates, place, products = find(termination), devices.choose(device), number_type(precision)
     data_header, real = transitions.read_all(data)
     header = Header(transitions.ROLLOUTS, data_header.task, seed, cycle, parameters)
     header.belongs(data[-1], data_header)
@@ -135,7 +139,9 @@ def rollout(
     generator = torch_generator(seed, cycle, "rollout", place)
     index = torch.randint(len(real), (batch_size,), generator=generator, device=place)
     starts = torch.from_numpy(real.observations).to(place)[index]
-    made, lost = roll_out(ensemble.to(place), moved(agent.actor, place), starts, length, terminates, generator)
+    made, lost = roll_out(
+        ensemble.to(place, products), moved(agent.actor, place), starts, length, terminates, generator
+    )
     transitions.write(output, header, made)
     write_json(
         metrics,

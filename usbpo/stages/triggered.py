@@ -63,6 +63,7 @@ def triggered(
     environment_arguments: str = "{}",
     episodes: str = CONTINUE,
     device: str = "auto",
+    precision: str = "float32",
 ) -> None:
     """Collect, check, train the model where the trigger fires, update the policy; as often as the cycle has checks.
 
@@ -93,10 +94,12 @@ def triggered(
         environment_arguments: keyword arguments of the environment, as JSON.
         episodes: `continue` where the last shard's episode goes on, `end_with_cycle` where each shard begins one.
         device: where to compute.
+        precision: of the model's products between hidden layers, float32 or bfloat16.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device, training
-            diverges, the environment cannot be used so, or the cycle is so short that the model is not trained in it.
+        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device or precision,
+            training diverges, the environment cannot be used so, or the cycle is so short that the model is not trained
+            in it.
     """
     parameters = parameters_of(locals())
     sections = {"trigger": trigger, "model": model, "phase1": phase1, "rollout": rollout, "policy": policy}
@@ -123,6 +126,7 @@ def triggered(
             termination=termination,
             steps=steps,
             device=device,
+            precision=precision,
         )
         every = keys["trigger"]["check_every"]
         if len(lengths) * every != steps:
@@ -161,6 +165,7 @@ class Checks:
         termination: str,
         steps: int,
         device: str,
+        precision: str,
     ) -> None:
         self.header, self.keys, self.scratch, self.collector = header, keys, scratch, collector
         self.data, self.model, self.rollouts = data, previous_model, rollouts
@@ -171,7 +176,7 @@ class Checks:
         shard_header, state = transitions.read_collector(previous_shard)
         header.belongs(previous_shard, shard_header)
         collector.restore(state)
-        self.device, self.steps = devices.choose(device), steps
+        self.device, self.steps, self.precision = devices.choose(device), steps, precision
         self.learner = self._learner(previous_policy)
         self.ensemble: ensemble.Ensemble | None = None
         if previous_model is not None:
@@ -256,7 +261,8 @@ class Checks:
     def _train(self, number: int, length: int) -> None:
         """Phase 1, phase 2 where there is one and a D_model, and rollouts; by their stages, through files."""
         seed = self.header.seed
-        identity: dict[str, Any] = {"seed": seed, "cycle": number, "device": self.device.type}
+        identity: dict[str, Any] = {"seed": seed, "cycle": number}
+        identity |= {"device": self.device.type, "precision": self.precision}
         shard, agent = self.scratch / "shard.h5", self.scratch / "policy.safetensors"
         collected = self.real.rows(slice(self.before, None))
         transitions.write(shard, Header(transitions.KIND, self.header.task, seed, number), collected)
