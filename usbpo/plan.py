@@ -217,6 +217,10 @@ class Run:
         """Parameters of `video`."""
         return self._environment()
 
+    def gpus(self) -> int:
+        """GPUs that a stage with networks takes: one, unless the run's device rules it out."""
+        return int(self.config.device != "cpu")
+
     def _device(self) -> str:
         return as_options(self.config, only={"device"})
 

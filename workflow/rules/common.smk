@@ -78,7 +78,7 @@ def of_cycle(method):
 
 
 def of_run(method):
-    """A parameter function that asks the run for something that is the same in every cycle."""
+    """A parameter or resource function that asks the run for something that is the same in every cycle."""
     return lambda wildcards: getattr(run_of(wildcards), method)()
 
 
