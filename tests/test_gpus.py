@@ -1,6 +1,7 @@
 """Which GPU a stage takes: locks of real processes, and what torch says of the GPUs."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def test_a_process_that_the_stage_starts_does_not_keep_its_gpu(tmp_path: Path) -
     leaves_one = (
         "import subprocess, sys; from pathlib import Path; from usbpo import gpus; "
         "gpus.claim(['a', 'b'], Path(sys.argv[1])); "
-        "print(subprocess.Popen(['sleep', '20'], stdout=subprocess.DEVNULL).pid)"
+        "print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)"
     )
     left = subprocess.run([sys.executable, "-c", leaves_one, str(tmp_path)], capture_output=True, text=True, check=True)
     try:
@@ -77,7 +78,7 @@ def test_a_process_that_the_stage_starts_does_not_keep_its_gpu(tmp_path: Path) -
         after.end()
         assert after.gpu == 0
     finally:
-        os.kill(int(left.stdout), 9)
+        os.kill(int(left.stdout), signal.SIGKILL)
 
 
 @pytest.fixture
