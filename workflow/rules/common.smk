@@ -180,8 +180,10 @@ def shown(name):
 
 def begin():
     """Before the first job: the collector comes back, and never looks at the DAG; the warm worker starts."""
-    from usbpo import worker
+    from usbpo import client, worker
 
     gc.freeze()
     gc.enable()
     os.environ.update(USBPO_WORKER=worker.start(OWNER))
+    if os.environ["USBPO_WORKER"]:
+        os.environ.update(client.shell_function())
