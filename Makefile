@@ -40,6 +40,7 @@ lint: setup
 	mypy
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+	snakemake --lint --configfile config/experiments/quick.yaml  # with the rules of a trigger
 	@usbpo schema $(VENV)/schemas && diff -r $(VENV)/schemas workflow/schemas || { echo "workflow/schemas is out of date: make schemas"; exit 1; }
 
 schemas: setup

@@ -27,14 +27,19 @@ rule all:
 include: "workflow/rules/data.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/policy.smk"
-include: "workflow/rules/triggered.smk"
 include: "workflow/rules/theory.smk"
 include: "workflow/rules/results.smk"
 include: "workflow/rules/media.smk"
 
 
+# Only where a method has a trigger: Snakemake holds every input of every job against every rule that may make it.
+if any(run.schedule.triggered for run in PLAN.cycles):
+
+    include: "workflow/rules/triggered.smk"
+
+
 onstart:
-    start_warm_worker()
+    begin()
 
 
 onsuccess:

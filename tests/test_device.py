@@ -19,7 +19,7 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(
 
 def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(device.gpus, "taken", lambda: 0)
     assert device.choose("auto") == device.choose("cuda") == torch.device("cuda:0")
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
+from functools import cache
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -44,10 +45,10 @@ PANEL_STAGES, PANEL_USER = "Stages", "Looking at runs"
 def warm_up() -> None:
     """Import everything that a stage needs, and parse a command; the warm worker does it once for all its children."""
     for stage in SECTIONS:
-        _stage_function(stage)
+        _command(stage)
     versions()
     with suppress(SystemExit), redirect_stdout(StringIO()):
-        _application("block")(["block", "--help"], prog_name="usbpo")
+        _command("block").main(["block", "--help"], prog_name="usbpo")
 
 
 def main(argv: list[str]) -> int:
@@ -57,15 +58,21 @@ def main(argv: list[str]) -> int:
         The exit code: 0, 1 for bad input (one sentence on standard error), 2 for a wrong call.
     """
     name = next((argument for argument in argv if not argument.startswith("-")), "")
-    app = _application(name)
+    command = _command(name)
     try:
-        app(_with_repeated_options(name, argv), prog_name="usbpo", standalone_mode=True)
+        command.main(_with_repeated_options(name, argv), prog_name="usbpo", standalone_mode=True)
     except UsbpoError as error:
         print(f"usbpo {name}: {error}", file=sys.stderr)
         return 1
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+@cache
+def _command(chosen: str) -> Any:
+    """The verbs, ready to parse a command line; it takes milliseconds, so the warm worker does it once."""
+    return typer.main.get_command(_application(chosen))
 
 
 def _application(chosen: str) -> typer.Typer:
@@ -123,11 +130,12 @@ def _verb(stage: str) -> Callable[..., None]:
     signature = introspection.signature(function)
     keys = {name: field for section in reversed(SECTIONS[stage]) for name, field in section.model_fields.items()}
     described = _described_arguments(function)
+    bounds = {name: _bounds(keys[name]) for name in signature.parameters if name in keys}
 
     def run(**arguments: Any) -> None:
         for name, value in arguments.items():
-            if name in keys and value is not None:
-                _check(name, value, keys[name])
+            if name in bounds and value is not None:
+                _check(name, value, bounds[name])
             elif name in WHOLE_SECTIONS and isinstance(value, str):
                 arguments[name] = _whole_section(name, value)
         for section in SECTIONS[stage]:
@@ -159,10 +167,15 @@ def _verb(stage: str) -> Callable[..., None]:
     return run
 
 
-def _check(name: str, value: Any, field: Any) -> None:
+def _bounds(field: Any) -> Any:
+    """What tells whether a value is within the bounds of a configuration key."""
+    return TypeAdapter(Annotated[field.annotation, field])
+
+
+def _check(name: str, value: Any, bounds: Any) -> None:
     """Hold an option to the bounds of the configuration key of its name."""
     try:
-        TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+        bounds.validate_python(value)
     except ValidationError as error:
         detail = error.errors()[0] | {"loc": (f"--{name.replace('_', '-')}", *error.errors()[0]["loc"])}
         raise UsbpoError(config.sentence(detail)) from error

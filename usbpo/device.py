@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from usbpo import gpus
 from usbpo.errors import UsbpoError
 
 WARM_UP = 3
@@ -17,7 +18,7 @@ Result = TypeVar("Result")
 
 
 def choose(name: str) -> torch.device:
-    """The device of a stage; `auto` is CUDA where there is a GPU.
+    """The device of a stage; `auto` is CUDA where there is a GPU, and of several GPUs the one that `usbpo.gpus` takes.
 
     Only a stage asks, never the warm worker: CUDA's state does not survive a fork.
 
@@ -30,7 +31,7 @@ def choose(name: str) -> torch.device:
         if name == "cuda":
             raise UsbpoError("device is cuda, but torch finds no CUDA GPU here; set device to auto or cpu.")
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", gpus.taken())
 
 
 def has_kernels(device: torch.device) -> bool:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Run:
 
     def real_data(self, cycle: int) -> list[str]:
         """D_env at the end of `cycle`: blocks, then shards."""
-        return self._of_real_data(blocks.real_data(cycle))
+        return list(_real_data(self, cycle))
 
     def parts_of_block(self, number: int) -> list[str]:
         """The shards, or smaller blocks, that the block made after a cycle gathers.
@@ -68,9 +68,10 @@ class Run:
         block = blocks.block_of(number)
         if block is None:
             raise UsbpoError(f"{self.name} has no block {number}; ask for one that it has.")
-        return self._of_real_data(block.parts())
+        return self.of_real_data(block.parts())
 
-    def _of_real_data(self, parts: Iterable[blocks.Block | int]) -> list[str]:
+    def of_real_data(self, parts: Iterable[blocks.Block | int]) -> list[str]:
+        """The files of some shards (cycles) and blocks."""
         return [
             self.path(layout.SHARD, part) if isinstance(part, int) else self.path(layout.BLOCK, part.number)
             for part in parts
@@ -216,6 +217,10 @@ class Run:
     def video_options(self) -> str:
         """Parameters of `video`."""
         return self._environment()
+
+    def gpus(self) -> int:
+        """GPUs that a stage with networks takes: one, unless the run's device rules it out."""
+        return int(self.config.device != "cpu")
 
     def _device(self) -> str:
         return as_options(self.config, only={"device"})
@@ -404,6 +409,11 @@ class Plan:
     def videos(self) -> list[str]:
         """A video of the final policy of each run."""
         return [run.path(layout.VIDEO, cycles) for run, cycles in self.cycles.items()]
+
+
+@lru_cache(maxsize=100)  # four stages of a cycle ask
+def _real_data(run: Run, cycle: int) -> list[str]:
+    return run.of_real_data(blocks.real_data(cycle))
 
 
 @cache

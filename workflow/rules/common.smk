@@ -1,4 +1,6 @@
 # Helpers of all rules: the experiment with its runs, input functions, parameters, and what happens around a run.
+import gc
+import inspect
 import json
 import os
 import re
@@ -17,6 +19,9 @@ from usbpo.report.runs import FILES
 
 # Snakemake follows a chain of jobs by recursion; Python's own limit ends a run at about 480 cycles.
 sys.setrecursionlimit(20_000)
+
+# A DAG is millions of objects that stay; looking for dead cycles among them takes a sixth of the planning.
+gc.disable()
 
 CONFIG_FILES = [str(path) for path in workflow.overwrite_configfiles] or ["config/config.yaml"]
 if workflow.config_settings.config:
@@ -72,14 +77,20 @@ def result_files(wildcards):
     return rules.results.output
 
 
+def told(function):
+    """The function with its signature, which Snakemake works out anew twice in each call where it is not told."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 def of_cycle(method):
-    """An input function that asks the run for something of the cycle in the path."""
-    return lambda wildcards: getattr(run_of(wildcards), method)(int(wildcards.cycle))
+    """An input or parameter function that asks the run for something of the cycle in the path."""
+    return told(lambda wildcards: getattr(run_of(wildcards), method)(int(wildcards.cycle)))
 
 
 def of_run(method):
-    """A parameter function that asks the run for something that is the same in every cycle."""
-    return lambda wildcards: getattr(run_of(wildcards), method)()
+    """A parameter or resource function that asks the run for something that is the same in every cycle."""
+    return told(lambda wildcards: getattr(run_of(wildcards), method)())
 
 
 def methods_with_trigger(phase2):
@@ -167,7 +178,12 @@ def shown(name):
     )
 
 
-def start_warm_worker():
-    from usbpo import worker
+def begin():
+    """Before the first job: the collector comes back, and never looks at the DAG; the warm worker starts."""
+    from usbpo import client, worker
 
+    gc.freeze()
+    gc.enable()
     os.environ.update(USBPO_WORKER=worker.start(OWNER))
+    if os.environ["USBPO_WORKER"]:
+        os.environ.update(client.shell_function())

@@ -17,6 +17,7 @@ rule phase1:
     threads: 1
     resources:
         mem_mb=memory_of("phase1"),
+        gpu=of_run("gpus"),
     params:
         options=of_run("phase1_options"),
         code=code_of("phase1"),
@@ -45,6 +46,7 @@ rule phase2:
     threads: 1
     resources:
         mem_mb=memory_of("phase2"),
+        gpu=of_run("gpus"),
     params:
         options=of_run("phase2_options"),
         code=code_of("phase2"),
@@ -73,6 +75,7 @@ rule rollout:
     threads: 1
     resources:
         mem_mb=memory_of("rollout"),
+        gpu=of_run("gpus"),
     params:
         options=of_cycle("rollout_options"),
         code=code_of("rollout"),

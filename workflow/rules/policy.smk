@@ -45,6 +45,7 @@ rule policy:
     threads: 1
     resources:
         mem_mb=memory_of("policy"),
+        gpu=of_run("gpus"),
     params:
         options=of_run("policy_options"),
         code=code_of("policy"),

@@ -30,6 +30,7 @@ rule triggered:
     threads: 1
     resources:
         mem_mb=memory_of("triggered"),
+        gpu=of_run("gpus"),
     params:
         options=of_cycle("triggered_options"),
         code=code_of("triggered"),
