@@ -40,8 +40,9 @@ from usbpo.report.estimate import estimate
 from usbpo.restoring import changed_jobs, files_of
 
 METHODS = ["test-usbpo", "test-cmlo"]
-USBPO, CMLO = (f"test-pendulum/{method}/seed-0" for method in METHODS)
-CONTENT = {"experiment": "e", "tasks": ["test-pendulum"], "methods": METHODS, "seeds": [0], "steps": 240}
+USBPO, CMLO = (f"test-pendulum/{method}/seed-1" for method in METHODS)
+CONTENT = {"experiment": "e", "tasks": ["test-pendulum"], "methods": METHODS, "seeds": [1], "steps": 240}
+"""With a seed that no experiment of the project has: what those keep would stay."""
 CYCLES = 8
 """Kept with every-4: 0, 4 and 8. D_model is the rollouts of two cycles."""
 KEPT = {
@@ -260,9 +261,7 @@ def test_an_interrupted_extension_goes_on(workspace: Path, longer: dict[str, str
 def test_a_changed_key_runs_all_that_uses_it_and_what_that_needs(workspace: Path) -> None:
     set_key(workspace, "algorithms/test-mbpo", "evaluate.episodes", 3)
     wanted = to_come(workspace) - RESULTS
-    assert jobs("evaluate", range(CYCLES + 1)) - wanted == jobs("evaluate", range(CYCLES + 1)) - jobs(
-        "evaluate", range(CYCLES + 1), [USBPO, CMLO]
-    )
+    assert jobs("evaluate", range(CYCLES + 1), [USBPO, CMLO]) <= wanted
     assert {job.rule for job in wanted if job.run == USBPO} == {"phase1", "phase2", "rollout", "policy", "evaluate"}
     set_key(workspace, "algorithms/test-mbpo", "policy.discount", 0.9)
     follows = to_come(workspace) - RESULTS

@@ -392,7 +392,7 @@ Returns = Annotated[list[float], Field(min_length=1)]
 def _keep(value: str) -> str:
     """Refuse what is neither all, last nor every-N."""
     if not re.fullmatch(_KEEP, value):
-        raise PydanticCustomError("literal_error", "{expected}", {"expected": "all, last, or a number, every-100"})
+        raise PydanticCustomError("literal_error", "{expected}", {"expected": "all, last, or every-N (every-100)"})
     return value
 
 

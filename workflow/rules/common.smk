@@ -165,9 +165,7 @@ def restored():
     named = [target for target in asked.targets if target.startswith("data/runs/")]
     found = restoring(PLAN, lambda path: workflow.persistence.metadata(IOFile(path, rule=None)), named)
     for run, jobs in found.items():
-        logger.info(
-            f"{run}: {len(jobs)} jobs to come; what has read what they make again stands and does not run again."
-        )
+        logger.info(f"{run}: {len(jobs)} jobs to run; those that have read what is made again stand, and do not run.")
     return found
 
 
