@@ -174,6 +174,7 @@ def test_the_default_experiment_compares_usbpo_and_mbpo_on_inverted_pendulum() -
         "methods": ["usbpo", "mbpo"],
         "seeds": [0],
         "steps": 2500,
+        "artifacts": {"keep": "all"},
     }
 
 

@@ -12,8 +12,9 @@ from workflow_tools import EXPERIMENT, FOLDERS, MBPO, RESULTS, finished_workspac
 
 from usbpo import cli
 from usbpo.config import read_yaml
+from usbpo.layout import is_large
 from usbpo.plan import Plan, Run
-from usbpo.report.costs import ROLLOUTS, bytes_by_size, costs_of
+from usbpo.report.costs import MODEL_MLE, POLICY, ROLLOUTS, bytes_by_size, costs_of
 from usbpo.report.estimate import estimate, print_plan, work_of
 from usbpo.sizes import Sizes
 
@@ -77,7 +78,7 @@ def test_sizes_are_those_of_the_files(stage: str, finished: Path) -> None:
     run = next(run for run in plan_of().cycles if run.method == "test-usbpo")
     found = sum((finished / path).stat().st_size for path in run.jobs(3)[stage])
     of = bytes_by_size(Sizes(run.config, run.schedule, 4, 1))
-    told = of[stage](3) + (of[ROLLOUTS](3) if stage == "rollout" else 0)
+    told = of[stage](3) + sum(of[Path(path).name](3) for path in run.jobs(3)[stage] if is_large(path))
     assert abs(told - found) < 0.1 * found + 14_000
 
 
@@ -205,7 +206,7 @@ def test_what_a_triggered_run_left_is_measured_by_its_files(tmp_path: Path) -> N
     (run,) = plan.cycles
     calculated = costs_of(run).bytes_of["triggered"]
     for cycle in (1, 2):
-        paths = [path for path in run.jobs(cycle)["triggered"] if not path.endswith("rollouts.h5")]
+        paths = [path for path in run.jobs(cycle)["triggered"] if not is_large(path)]
         for path in paths:
             leave_file(tmp_path, path, 2.0 * calculated(cycle) / len(paths))
     work = work_of(run, [], tmp_path)
@@ -213,16 +214,29 @@ def test_what_a_triggered_run_left_is_measured_by_its_files(tmp_path: Path) -> N
     assert work.bytes("triggered", 3) == pytest.approx(2.0 * calculated(3), rel=1e-3)
 
 
-def test_temporary_rollouts_take_no_disk_but_for_the_last(tmp_path: Path) -> None:
-    (kept,), (temporary,) = (
-        estimate(plan_of(methods=["test-mbpo"], steps=300, rollouts=way), tmp_path) for way in ("keep", "temporary")
-    )
-    plan = plan_of(methods=["test-mbpo"], steps=300)
-    (run,) = plan.cycles
-    rollouts = costs_of(run).bytes_of[ROLLOUTS]
-    assert kept.bytes - temporary.bytes == pytest.approx(sum(rollouts(cycle) for cycle in range(1, 9)))
-    assert kept.jobs == temporary.jobs
-    for path in plan_of(methods=["test-mbpo"], steps=300, rollouts="temporary").artifacts(tmp_path):
+def test_what_is_let_go_takes_no_disk(tmp_path: Path) -> None:
+    """With every-5 of ten cycles, and D_model the rollouts of two, these models and policies stay."""
+    plans = {keep: plan_of(methods=["test-mbpo"], steps=300, artifacts={"keep": keep}) for keep in ("all", "every-5")}
+    (everything,), (some,) = (estimate(plan, tmp_path) for plan in plans.values())
+    (run,) = plans["all"].cycles
+    of = costs_of(run).bytes_of
+    gone = {POLICY: (1, 2, 6, 7), MODEL_MLE: (1, 2, 3, 6, 7, 8), ROLLOUTS: range(1, 11)}
+    expected = sum(of[name](cycle) for name, cycles in gone.items() for cycle in cycles)
+    assert everything.bytes - some.bytes == pytest.approx(expected)
+    assert everything.jobs == some.jobs
+    assert everything.standing == some.standing == 0
+    for path in plans["every-5"].artifacts(tmp_path):
         leave_file(tmp_path, path, 10)
-    (done,) = estimate(plan_of(methods=["test-mbpo"], steps=300, rollouts="temporary"), tmp_path)
-    assert done.standing == done.jobs
+    (done,) = estimate(plans["every-5"], tmp_path)
+    assert (done.standing, done.bytes) == (done.jobs, 0)
+
+
+def test_what_is_made_again_is_counted(tmp_path: Path) -> None:
+    """From the end of ten cycles the eleventh needs the rollouts of the ninth and tenth."""
+    for path in plan_of(methods=["test-mbpo"], steps=300, artifacts={"keep": "last"}).artifacts(tmp_path):
+        leave_file(tmp_path, path, 10)
+    (more,) = estimate(plan_of(methods=["test-mbpo"], steps=330, artifacts={"keep": "last"}), tmp_path)
+    (alone,) = estimate(plan_of(methods=["test-mbpo"], steps=330), tmp_path / "nowhere")
+    of_cycle = len(plan_of(methods=["test-mbpo"]).run("test-pendulum", "test-mbpo", 0).jobs(11))
+    assert more.jobs == alone.jobs
+    assert more.jobs - more.standing == of_cycle + 2

@@ -59,6 +59,7 @@ def run_all(folder: Path, tasks: list[str], methods: list[str], steps: int = 60)
     """Run every method on every task with one seed."""
     experiment = folder / "e.yaml"
     content = {"experiment": "e", "tasks": tasks, "methods": methods, "seeds": [0], "steps": steps}
+    content["artifacts"] = {"keep": "all"}
     experiment.write_text(yaml.safe_dump(content))
     return snakemake(folder, experiment=experiment), experiment
 

@@ -36,6 +36,7 @@ def plan_of(**changes: Any) -> Plan:
         "methods": ["test-usbpo", "test-mbpo"],
         "seeds": [0],
         "steps": 90,
+        "artifacts": {"keep": "all"},
     }
     return Plan({**content, **changes}, source="e.yaml", folders=FOLDERS)
 

@@ -103,7 +103,7 @@ def _application(chosen: str) -> typer.Typer:
             app.command(stage, rich_help_panel=PANEL_STAGES)(_verb(stage))
         else:
             app.command(stage, rich_help_panel=PANEL_STAGES, help=_first_line(stage))(lambda: None)
-    for verb in (status, inspect, results, plan, check_task, tensorboard, video, schema, worker):
+    for verb in (status, inspect, results, plan, gc, check_task, tensorboard, video, schema, worker):
         app.command(verb.__name__.replace("_", "-"), rich_help_panel=PANEL_USER)(verb)
     return app
 
@@ -288,17 +288,33 @@ def plan(
     from usbpo.plan import Plan
     from usbpo.report.estimate import print_plan
 
-    if experiment is None:
-        path = next(
-            (of / "config.yaml" for of in config.FOLDERS if (of / "config.yaml").is_file()), Path("config.yaml")
-        )
-    else:
-        path = Path(experiment)
-        if path.suffix not in (".yaml", ".yml"):
-            path = config.find("experiments", experiment, config.FOLDERS)
+    path = _experiment_file(experiment)
     changed = {} if scale is None else {"scale": scale}
     content = {**config.read_yaml(path), **changed}
     print_plan(Plan(content, source=str(path), folders=config.FOLDERS), cores, folder)
+
+
+def gc(
+    experiment: Annotated[
+        str | None, typer.Argument(help="Experiment file, or the name of one in config/experiments; or the default.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+) -> None:
+    """Delete what an experiment's runs need no more: models, policies and rollouts not kept, and broken-off files."""
+    from usbpo.leftovers import collect_leftovers
+
+    collect_leftovers(_experiment_file(experiment), config.FOLDERS, dry_run, folder)
+
+
+def _experiment_file(experiment: str | None) -> Path:
+    """The file of an experiment that was given by name or path, or the default one."""
+    if experiment is None:
+        return next(
+            (of / "config.yaml" for of in config.FOLDERS if (of / "config.yaml").is_file()), Path("config.yaml")
+        )
+    path = Path(experiment)
+    return path if path.suffix in (".yaml", ".yml") else config.find("experiments", experiment, config.FOLDERS)
 
 
 def check_task(

@@ -401,6 +401,34 @@ Steps = Annotated[int, Field(ge=1)]
 Returns = Annotated[list[float], Field(min_length=1)]
 
 
+def _keep(value: str) -> str:
+    """Refuse what is neither all, last nor every-N."""
+    if not re.fullmatch(_KEEP, value):
+        raise PydanticCustomError("literal_error", "{expected}", {"expected": "all, last, or every-N (every-100)"})
+    return value
+
+
+_KEEP = r"^(all|last|every-[1-9][0-9]*)$"
+Keep = Annotated[str, AfterValidator(_keep), WithJsonSchema({"type": "string", "pattern": _KEEP})]
+
+
+class ArtifactKeys(Section):
+    """Which large artifacts stay: models, policies and model rollouts. Everything else always does."""
+
+    keep: Keep = key(
+        "Cycles whose models and policies stay, so that a run can go on from them: all, every N-th and the last, or "
+        "the last alone. Model rollouts stay with all.",
+        "name",
+        OURS,
+        "every-100",
+    )
+
+    @property
+    def every(self) -> int | None:
+        """N of every-N; None for the others."""
+        return int(self.keep.removeprefix("every-")) if self.keep.startswith("every-") else None
+
+
 class Experiment(Section):
     """Which runs are made and drawn together."""
 
@@ -418,9 +446,7 @@ class Experiment(Section):
         le=1,
     )
 
-    rollouts: Literal["keep", "temporary"] = key(
-        "What becomes of model rollouts that no later stage reads any more: kept, or deleted.", "name", OURS, "keep"
-    )
+    artifacts: ArtifactKeys = key("Which large artifacts stay.", "section", OURS, ArtifactKeys())
 
     returns: dict[Name, Returns] = key(
         "Returns, by task, whose first reaching the results time, beside that of shares of the task's yardstick.",

@@ -31,9 +31,12 @@ TENSORBOARD = "data/tensorboard/{task}/{method}/seed-{seed}/" + EVENT_FILE
 VIDEO = "data/videos/{task}/{method}/seed-{seed}/{cycle}.gif"
 
 
-def is_rollouts(path: str) -> bool:
-    """Whether a path is that of a cycle's rollouts."""
-    return path.endswith(ROLLOUTS.removeprefix(CYCLE))
+_LARGE = tuple(template.removeprefix(CYCLE) for template in (MODEL_MLE, MODEL, POLICY, ROLLOUTS))
+
+
+def is_large(path: str) -> bool:
+    """Whether a path is that of a model, a policy or rollouts, which a run need not keep of every cycle."""
+    return path.endswith(_LARGE)
 
 
 def five_digits(cycle: int) -> str:

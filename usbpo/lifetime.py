@@ -7,6 +7,8 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from usbpo.errors import UsbpoError
@@ -104,13 +106,8 @@ def hold_workspace(folder: Path) -> bool:
     Raises:
         UsbpoError: the folder cannot be written.
     """
-    state = folder / ".snakemake"
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(state / "usbpo.lock", os.O_RDWR | os.O_CREAT, 0o666)  # closed on exec, as all of Python's
-    except OSError as error:
-        raise UsbpoError(f"{state}: cannot be written ({error.strerror}); mend its permissions.") from error
-    removed = False
+    descriptor = _open_lock(folder)
+    state, removed = folder / ".snakemake", False
     try:
         if _is_alone(descriptor):
             for left_over in (state / "locks").glob("*"):
@@ -127,6 +124,39 @@ def hold_workspace(folder: Path) -> bool:
         os.register_at_fork(after_in_child=_let_go)
     _workspaces.append(descriptor)
     return removed
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep every Snakemake out of `folder` while the block runs; one that begins then waits for its end.
+
+    Raises:
+        UsbpoError: a Snakemake is at work there, the folder cannot be written, or its file system knows no locks.
+    """
+    descriptor = _open_lock(folder)
+    try:
+        try:
+            alone = _is_alone(descriptor)
+        except OSError as error:
+            raise UsbpoError(
+                f"{folder}: whether a Snakemake is at work there cannot be told ({error.strerror}); "
+                "run this where the file system knows locks."
+            ) from error
+        if not alone:
+            raise UsbpoError(f"{folder}: a Snakemake is at work there; wait for its end or stop it.")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(folder: Path) -> int:
+    """A descriptor of the file whose lock every Snakemake in `folder` shares."""
+    state = folder / ".snakemake"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        return os.open(state / "usbpo.lock", os.O_RDWR | os.O_CREAT, 0o666)  # closed on exec, as all of Python's
+    except OSError as error:
+        raise UsbpoError(f"{state}: cannot be written ({error.strerror}); mend its permissions.") from error
 
 
 def _is_alone(descriptor: int) -> bool:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from usbpo import blocks, layout, memory
 from usbpo.config import Experiment, ModelKeys, RunConfig, find, load_experiment, load_run
 from usbpo.errors import UsbpoError
+from usbpo.fingerprint import fingerprint
 from usbpo.layout import five_digits
 from usbpo.report.runs import RunFiles, returns_option
 from usbpo.schedule import Schedule
@@ -41,6 +42,11 @@ class Run:
     def name(self) -> str:
         """TASK/METHOD/seed-N, the run's folder below data/runs."""
         return f"{self.task}/{self.method}/seed-{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Where its artifacts lie."""
+        return layout.RUN.format(task=self.task, method=self.method, seed=self.seed)
 
     def path(self, template: str, cycle: int) -> str:
         """One of the templates in `usbpo.layout` for a cycle."""
@@ -90,7 +96,7 @@ class Run:
         """M2 as phase 2 of `cycle` leaves it; none where there is no phase 2."""
         return [self.path(layout.MODEL, cycle)] if self.fine_tunes(cycle) else []
 
-    def model_to_fine_tune(self, cycle: int) -> str:
+    def model_to_fine_tune(self, cycle: int) -> list[str]:
         """M2 as phase 1 of `cycle` leaves it to phase 2.
 
         Raises:
@@ -98,7 +104,7 @@ class Run:
         """
         if not self.fine_tunes(cycle):
             raise UsbpoError(f"cycle {cycle} of {self.name} has no phase 2; ask for its model-mle.safetensors instead.")
-        return self.path(layout.MODEL_MLE, cycle)
+        return self.maximum_likelihood(cycle)
 
     def previous_models(self, cycle: int) -> list[str]:
         """M1 of `cycle`, as `models`; none before the first model."""
@@ -127,6 +133,18 @@ class Run:
     def model_data(self, cycle: int) -> list[str]:
         """D_model when the policy of `cycle` is updated."""
         return [self.path(layout.ROLLOUTS, c) for c in self.schedule.rollout_cycles(cycle)]
+
+    def policy_of(self, cycle: int) -> list[str]:
+        """The policy at the end of `cycle`."""
+        return [self.path(layout.POLICY, cycle)]
+
+    def first_shard(self, cycle: int) -> list[str]:
+        """The random steps, from which the first policy takes its sizes."""
+        return [self.path(layout.SHARD, 0)]
+
+    def maximum_likelihood(self, cycle: int) -> list[str]:
+        """M2 as phase 1 of `cycle` leaves it."""
+        return [self.path(layout.MODEL_MLE, cycle)]
 
     def collect_options(self, cycle: int) -> str:
         """Parameters of `collect`."""
@@ -286,6 +304,59 @@ class Run:
         """Everything that `cycle` leaves behind."""
         return [path for paths in self.jobs(cycle).values() for path in paths]
 
+    def inputs(self, stage: str, cycle: int) -> list[str]:
+        """What a job reads."""
+        if stage == "block":
+            return self.parts_of_block(cycle)
+        return [path for method in READS[stage] for path in getattr(self, method)(cycle)]
+
+    def params(self, stage: str, cycle: int) -> list[str]:
+        """What the rule of a stage hands Snakemake as `params`; a job whose params have changed runs again."""
+        given = [fingerprint(f"stages.{stage}")]
+        if stage != "block":
+            options = getattr(self, f"{stage}_options")
+            given.append(options(cycle) if stage in OPTIONS_BY_CYCLE else options())
+        given += [self.environment_code()] * (stage in ("collect", "evaluate", "theory", "triggered"))
+        given += [self.termination_code()] * (stage in ("rollout", "theory", "triggered"))
+        return given
+
+    def checkpoints(self, cycle: int) -> list[str]:
+        """The large artifacts with which the run can go on after `cycle`.
+
+        That is the policy, the model, and D_model: the models and policies by which its rollouts are made again. Where
+        a trigger decides, rollouts are made between the steps of a cycle, by models that are not kept; there it is
+        D_model itself.
+        """
+        rolled = self.schedule.rollout_cycles(cycle)
+        paths = [*self.policy_of(cycle), *self.models(cycle)]
+        if self.schedule.triggered:
+            paths += self.model_data(cycle)
+        else:
+            paths += [path for c in rolled for path in (*self.previous_policy(c), *self.models(c))]
+        return list(dict.fromkeys(paths))
+
+
+READS = {
+    "initialise": ("first_shard",),
+    "collect": ("previous_policy", "previous_shard"),
+    "triggered": (
+        *("real_data_before", "previous_shard", "previous_policy", "previous_models", "previous_trigger"),
+        "model_data_before",
+    ),
+    "phase1": ("real_data", "previous_models"),
+    "phase2": ("real_data", "model_data_before", "model_to_fine_tune", "previous_models"),
+    "rollout": ("real_data", "models", "previous_policy"),
+    "policy": ("real_data", "model_data", "previous_policy"),
+    "evaluate": ("policy_of",),
+    "theory": (
+        *("real_data", "model_data_before", "maximum_likelihood", "fine_tuned_model", "previous_models"),
+        *("previous_policy", "policy_of"),
+    ),
+}
+"""What the rule of each stage asks a run for as its input; a block reads its parts."""
+
+OPTIONS_BY_CYCLE = ("collect", "triggered", "rollout", "evaluate")
+
 
 class Plan:
     """The runs of an experiment and how long each is.
@@ -342,28 +413,44 @@ class Plan:
         ]
 
     def artifacts(self, root: Path = Path()) -> list[str]:
-        """Every artifact that every run shall have in the end, in ascending order of cycle.
-
-        Where rollouts are temporary, those that the cycle after the last would begin with stay, so that a longer run
-        goes on from them. Of a run that is longer already below `root` they are gone, and are not asked for.
-        """
-        longest, kept = max(self.cycles.values()), {run: self.kept_rollouts(run, root) for run in self.cycles}
+        """What stays of every run, as `kept`, in ascending order of cycle."""
+        longest, large = max(self.cycles.values()), {run: self.kept_checkpoints(run, root) for run in self.cycles}
         return [
             path
             for cycle in range(longest + 1)
             for run, cycles in self.cycles.items()
             if cycle <= cycles
             for path in run.artifacts(cycle)
-            if not layout.is_rollouts(path) or path in kept[run]
+            if not layout.is_large(path) or path in large[run]
         ]
 
-    def kept_rollouts(self, run: Run, root: Path = Path()) -> set[str]:
-        """The rollouts that a run of this experiment has in the end."""
+    def kept(self, run: Run, root: Path = Path()) -> list[str]:
+        """The artifacts of a run that stay once it is done, in ascending order of cycle: its final targets.
+
+        All real data, evaluations, metrics and rows of the theory, and `kept_checkpoints`.
+        """
+        large = self.kept_checkpoints(run, root)
+        return [
+            path
+            for cycle in range(self.cycles[run] + 1)
+            for path in run.artifacts(cycle)
+            if not layout.is_large(path) or path in large
+        ]
+
+    def kept_checkpoints(self, run: Run, root: Path = Path()) -> set[str]:
+        """The models, policies and rollouts of a run that stay.
+
+        Of a run that is longer already below `root` the last of those that are asked for may be gone, and stay only if
+        theirs is a cycle that is kept for its number.
+        """
         cycles = self.cycles[run]
-        if self.experiment.rollouts == "keep":
-            return {run.path(layout.ROLLOUTS, cycle) for cycle in range(cycles + 1)}
-        goes_on = (root / run.path(layout.POLICY, cycles + 1)).is_file()
-        return set() if goes_on else set(run.model_data(cycles))
+        if self.experiment.artifacts.keep == "all":
+            return {path for cycle in range(cycles + 1) for path in run.artifacts(cycle) if layout.is_large(path)}
+        every = self.experiment.artifacts.every
+        kept = set(range(0, cycles + 1, every)) if every else set()
+        if not (root / run.path(layout.SHARD, cycles + 1)).is_file():
+            kept.add(cycles)
+        return {path for cycle in sorted(kept) for path in run.checkpoints(cycle)}
 
     def targets(self) -> dict[str, dict[str, int]]:
         """For each run by name: how many cycles it shall have, of how many steps, and the last with an evaluation."""

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
+from pathlib import Path
 
-from usbpo import blocks
+from usbpo import blocks, layout
 from usbpo.plan import Run
 from usbpo.report.calibration import Speeds, calibrate
 from usbpo.sizes import Sizes
@@ -23,8 +24,10 @@ CHECK_SECONDS = 0.02
 SHARD_OVERHEAD = 45_000
 """Bytes that HDF5 and a simulator's state add to a shard, about"""
 
-ROLLOUTS = "rollouts"
-"""In the place of a stage: the rollouts of a cycle"""
+MODEL_MLE, MODEL, POLICY, ROLLOUTS = (
+    Path(template).name for template in (layout.MODEL_MLE, layout.MODEL, layout.POLICY, layout.ROLLOUTS)
+)
+"""In the place of a stage: a large file of a cycle, which may be let go"""
 
 OfCycle = Callable[[int], float]
 
@@ -52,11 +55,11 @@ def costs_of(run: Run) -> Costs:
 
 
 def bytes_by_size(sizes: Sizes) -> dict[str, OfCycle]:
-    """Bytes that a job of each stage leaves in a cycle, and the rollouts by themselves, as they may be deleted.
+    """Bytes that a job of each stage leaves in a cycle, and those of each large file by itself, as it may be let go.
 
     Branches that end early leave less.
     """
-    policy = 4 * (3 * (sizes.actor + sizes.critics) + sizes.critics)
+    policy = 4 * (3 * (sizes.actor + sizes.critics) + sizes.critics) + SMALL_FILE
 
     def shard(rows: int) -> int:
         """HDF5 fills the last chunk of a file that is longer than a chunk."""
@@ -70,11 +73,11 @@ def bytes_by_size(sizes: Sizes) -> dict[str, OfCycle]:
     of_stage: dict[str, OfCycle] = {
         "collect": lambda cycle: shard(sizes.collected_rows(cycle)),
         "block": block,
-        "initialise": lambda _: policy + SMALL_FILE,
-        "policy": lambda _: policy + 2 * SMALL_FILE,
+        "initialise": lambda _: 0,
+        "policy": lambda _: SMALL_FILE,
         "evaluate": lambda _: 2.5 * SMALL_FILE,
-        "phase1": lambda _: 12 * sizes.ensemble + 2 * SMALL_FILE,
-        "phase2": lambda _: 20 * sizes.ensemble + 2 * SMALL_FILE,
+        "phase1": lambda _: SMALL_FILE,
+        "phase2": lambda _: SMALL_FILE,
         "rollout": lambda _: SMALL_FILE,
         "theory": lambda _: 30 * SMALL_FILE,
     }
@@ -88,7 +91,13 @@ def bytes_by_size(sizes: Sizes) -> dict[str, OfCycle]:
     def rollouts(cycle: int) -> float:
         return trainings * sizes.row * sizes.rollout_rows(cycle) + SMALL_FILE
 
-    return of_stage | {"triggered": triggered, ROLLOUTS: rollouts}
+    large: dict[str, OfCycle] = {
+        MODEL_MLE: lambda _: 12 * sizes.ensemble + SMALL_FILE,
+        MODEL: lambda _: 20 * sizes.ensemble + SMALL_FILE,
+        POLICY: lambda _: policy,
+        ROLLOUTS: rollouts,
+    }
+    return of_stage | {"triggered": triggered} | large
 
 
 def seconds_by_speed(sizes: Sizes, speeds: Speeds, time_limit: int) -> dict[str, OfCycle]:

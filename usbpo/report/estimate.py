@@ -1,8 +1,9 @@
 """What an experiment will take, said before anything runs: the verb `usbpo plan`.
 
 Counts are exact; what stands is told by files alone, so that changed keys and code, which Snakemake sees, are not seen
-here. Disk and time are calculated for each cycle (`usbpo.report.costs`), and scaled to what jobs of the same stage left
-and took on this machine before: those of the same task and method, else those of a method that does the same work.
+here. Disk is what stays in the end. Disk and time are calculated for each cycle (`usbpo.report.costs`), and scaled to
+what jobs of the same stage left and took on this machine before: those of the same task and method, else those of a
+method that does the same work.
 """
 
 import sys
@@ -16,8 +17,9 @@ from rich.table import Table
 
 from usbpo import layout
 from usbpo.plan import Plan, Run
-from usbpo.report.costs import EPOCHS, ROLLOUTS, Costs, OfCycle, costs_of
+from usbpo.report.costs import EPOCHS, Costs, OfCycle, costs_of
 from usbpo.report.status import benchmark_seconds, duration
+from usbpo.restoring import files_of, jobs_to_run
 
 PLANNED_BYTES = 45_000
 """Memory that Snakemake takes for each job of its plan, those that stand already included"""
@@ -70,13 +72,10 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
     works: dict[tuple[str, str], Work] = {}
     for run, cycles in plan.cycles.items():
         group = run.task, run.method
-        kept = plan.kept_rollouts(run, root)
-        jobs = [
-            (stage, cycle, [path for path in paths if path in kept or not layout.is_rollouts(path)])
-            for cycle in range(cycles + 1)
-            for stage, paths in run.jobs(cycle).items()
-        ]
-        missing = [job for job in jobs if not all((root / path).is_file() for path in job[2])]
+        kept, there = plan.kept(run, root), files_of(run, root)
+        jobs = [(stage, cycle, paths) for cycle in range(cycles + 1) for stage, paths in run.jobs(cycle).items()]
+        to_run, to_come = jobs_to_run(run, cycles, kept, there), set(kept) - there
+        missing = [job for job in jobs if job[:2] in to_run]
         if group not in lines:
             lines[group] = Line(*group, memory=1e6 * max(run.megabytes(stage, cycle) for stage, cycle, _ in jobs))
         if missing and group not in works:
@@ -85,9 +84,8 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
         for stage, cycle, paths in missing:
             line.measured[stage in works[group].seconds_by] += 1
             took += works[group].seconds(stage, cycle)
-            line.bytes += works[group].bytes(stage, cycle)
-            if any(map(layout.is_rollouts, paths)):
-                line.bytes += works[group].bytes(ROLLOUTS, cycle)
+            left = {Path(path).name if layout.is_large(path) else stage for path in paths if path in to_come}
+            line.bytes += sum(works[group].bytes(what, cycle) for what in left)
         line.runs, line.cycles, line.jobs = line.runs + 1, line.cycles + cycles, line.jobs + len(jobs)
         line.standing += len(jobs) - len(missing)
         line.seconds += took
@@ -149,17 +147,16 @@ def _seconds_before(run: Run, root: Path) -> Iterator[Measured]:
 
 
 def _bytes_before(run: Run, root: Path) -> Iterator[Measured]:
-    """Bytes that such jobs left; cycle 0 apart."""
+    """Bytes that such jobs left, those of large files by themselves; cycle 0 apart."""
     for folder in root.glob(layout.CYCLE.format(task=run.task, method=run.method, seed="*", cycle="[0-9]" * 5)):
         seed = folder.parent.name.removeprefix("seed-")
         if seed.isdecimal() and (cycle := int(folder.name)):
             for stage, paths in replace(run, seed=int(seed)).jobs(cycle).items():
                 files = {path: (root / path).stat().st_size for path in paths if (root / path).is_file()}
-                made = {path: size for path, size in files.items() if layout.is_rollouts(path)}
-                if len(files) - len(made) == len([path for path in paths if not layout.is_rollouts(path)]):
-                    yield stage, cycle, sum(files.values()) - sum(made.values())
-                if made:
-                    yield ROLLOUTS, cycle, sum(made.values())
+                small = [path for path in paths if not layout.is_large(path)]
+                if small and all(path in files for path in small):
+                    yield stage, cycle, sum(files[path] for path in small)
+                yield from ((Path(path).name, cycle, size) for path, size in files.items() if layout.is_large(path))
 
 
 # ---- for people --------------------------------------------------------------------------------------------------
@@ -189,8 +186,8 @@ def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | N
     console.print(table)
     if (memory := total.jobs * PLANNED_BYTES) > MANY_BYTES:
         console.print(
-            f"[bold]Snakemake will hold {total.jobs:,} jobs, about {_size(memory)} of memory.[/] Run it in parts, "
-            "which share all they make: --config 'seeds=[0]' or 'methods=\\[mbpo]', or first a smaller scale.",
+            f"[bold]Snakemake will hold {total.jobs:,} jobs, about {size_in_words(memory)} of memory.[/] Run it in "
+            "parts, which share all they make: --config 'seeds=[0]' or 'methods=\\[mbpo]', or first a smaller scale.",
             highlight=False,
         )
     missing = total.jobs - total.standing
@@ -219,13 +216,14 @@ def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | N
 def _cells(line: Line) -> list[str]:
     return [
         *(f"{number:,}" for number in (line.runs, line.cycles, line.jobs, line.standing)),
-        _size(line.bytes),
+        size_in_words(line.bytes),
         duration(line.seconds),
-        _size(line.memory),
+        size_in_words(line.memory),
     ]
 
 
-def _size(number: float) -> str:
+def size_in_words(number: float) -> str:
+    """Bytes as people read them."""
     for unit in ("B", "kB", "MB"):
         if number < 1000:
             return f"{number:.0f} {unit}"

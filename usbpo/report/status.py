@@ -100,7 +100,7 @@ class RunStatus:
     run: Run
     state: State = "–"
     cycle: int | None = None
-    """The last cycle whose policy stands; None before cycle 0 has ended."""
+    """The last cycle whose policy was made; None before cycle 0 has ended."""
     cycles: int | None = None
     """The number of cycles asked for; None where nobody knows."""
     steps: int | None = None
@@ -173,6 +173,11 @@ def read_status(root: Path, targets: Mapping[Run, Target] | None = None) -> list
     return [read_run(root, run, known.get(run), working) for run in sorted(runs)]
 
 
+def _has_policy(root: Path, run: Run, cycle: int) -> bool:
+    """Whether the policy of `cycle` was made; it may have been let go since."""
+    return any((root / run.path(template, cycle)).is_file() for template in (layout.POLICY, layout.POLICY_METRICS))
+
+
 def read_run(
     root: Path,
     run: Run,
@@ -181,7 +186,7 @@ def read_run(
 ) -> RunStatus:
     """Where one run stands; `working`, from `stages_at_work`, is None where no Snakemake is at work in `root`."""
     cycles = _cycles(root, run)
-    done = next((cycle for cycle in reversed(cycles) if (root / run.path(layout.POLICY, cycle)).is_file()), None)
+    done = next((cycle for cycle in reversed(cycles) if _has_policy(root, run, cycle)), None)
     evaluation, note = _newest_evaluation(root, run, cycles)
     asked = None if target is None else max(target.cycles, done or 0)
 

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
+from snakemake.io import IOFile
 from snakemake.logging import logger
 from snakemake.utils import validate
 
@@ -16,6 +18,7 @@ from usbpo.errors import UsbpoError
 from usbpo.fingerprint import fingerprint
 from usbpo.plan import Plan, check_writable
 from usbpo.report.runs import FILES
+from usbpo.restoring import is_hidden, restoring
 
 # Snakemake follows a chain of jobs by recursion; Python's own limit ends a run at about 480 cycles.
 sys.setrecursionlimit(20_000)
@@ -41,7 +44,6 @@ validate(config, "../schemas/experiment.schema.json", set_default=False)
 for run_config in PLAN.configurations():
     validate(run_config, "../schemas/run.schema.json", set_default=False)
 
-ROLLOUTS = temp(layout.ROLLOUTS) if PLAN.experiment.rollouts == "temporary" else layout.ROLLOUTS
 RESULTS = layout.RESULTS.format(experiment=PLAN.experiment.experiment)
 
 # Stages end when the Snakemake that started them is gone; the logger shows how far each run is.
@@ -84,7 +86,7 @@ def told(function):
 
 
 def of_cycle(method):
-    """An input or parameter function that asks the run for something of the cycle in the path."""
+    """A parameter function that asks the run for something of the cycle in the path."""
     return told(lambda wildcards: getattr(run_of(wildcards), method)(int(wildcards.cycle)))
 
 
@@ -109,17 +111,9 @@ def memory_of(stage):
     return megabytes
 
 
-def parts_of_block(wildcards):
-    return run_of(wildcards).parts_of_block(int(wildcards.block))
-
-
 def code_of(stage):
     """What makes a stage run again when its code has changed, and only then."""
     return fingerprint(f"stages.{stage}")
-
-
-def first_shard(wildcards):
-    return run_of(wildcards).path(layout.SHARD, 0)
 
 
 def event_files(wildcards):
@@ -136,6 +130,54 @@ def cycles_of_run(wildcards):
 
 def videos(wildcards):
     return PLAN.videos()
+
+
+# ---- what is let go and made again -----------------------------------------------------------------------------
+
+
+def passing(path):
+    """A model, a policy or rollouts: Snakemake deletes what no stage reads any more and the experiment does not keep."""
+    return path if PLAN.experiment.artifacts.keep == "all" else temp(path)
+
+
+def reads(stage, method):
+    """An input function that asks the run for what a stage reads, by the method of this name."""
+    return lambda wildcards: shown_to(stage, run_of(wildcards), int(wildcards.get("cycle", 0)), method)
+
+
+def reads_of_block(wildcards):
+    run, number = run_of(wildcards), int(wildcards.block)
+    return shown_to("block", run, number, "parts_of_block")
+
+
+def shown_to(stage, run, cycle, method):
+    """What a job reads, without the makers of missing files where it need not run for them."""
+    return [
+        before_update(path) if is_hidden(path, run, (stage, cycle), restored()) else path
+        for path in getattr(run, method)(cycle)
+    ]
+
+
+@cache
+def restored():
+    """The runs of which something is made again that jobs have read which need not run again, each with its jobs.
+
+    Asked for the first time when Snakemake plans; only then it knows its targets.
+    """
+    asked = workflow.dag_settings
+    if not workflow.is_main_process:
+        return {}
+    whole = set(asked.targets) <= {"all"} and not (asked.until or asked.omit_from or asked.batch)
+    if not whole:
+        # What the experiment keeps is known by its target `all` alone; any other would let go of that as well.
+        workflow.storage_settings.notemp = True
+    if asked.forceall or asked.forcerun or asked.forcetargets:
+        return {}
+    named = [target for target in asked.targets if target.startswith("data/runs/")]
+    found = restoring(PLAN, lambda path: workflow.persistence.metadata(IOFile(path, rule=None)), named)
+    for run, jobs in found.items():
+        logger.info(f"{run}: {len(jobs)} jobs to run; those that have read what is made again stand, and do not run.")
+    return found
 
 
 # ---- around a run ----------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 
 rule collect:
     input:
-        policy=of_cycle("previous_policy"),
-        previous=of_cycle("previous_shard"),
+        policy=reads("collect", "previous_policy"),
+        previous=reads("collect", "previous_shard"),
     output:
         layout.SHARD,
     log:
@@ -29,7 +29,7 @@ rule collect:
 
 rule block:
     input:
-        parts_of_block,
+        reads_of_block,
     output:
         layout.BLOCK,
     log:

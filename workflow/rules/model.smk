@@ -3,10 +3,10 @@
 
 rule phase1:
     input:
-        data=of_cycle("real_data"),
-        previous=of_cycle("previous_models"),
+        data=reads("phase1", "real_data"),
+        previous=reads("phase1", "previous_models"),
     output:
-        model=layout.MODEL_MLE,
+        model=passing(layout.MODEL_MLE),
         metrics=layout.PHASE1_METRICS,
     log:
         layout.LOG.replace("{stage}", "phase1"),
@@ -30,12 +30,12 @@ rule phase1:
 
 rule phase2:
     input:
-        data=of_cycle("real_data"),
-        rollouts=of_cycle("model_data_before"),
-        model_mle=of_cycle("model_to_fine_tune"),
-        previous=of_cycle("previous_models"),
+        data=reads("phase2", "real_data"),
+        rollouts=reads("phase2", "model_data_before"),
+        model_mle=reads("phase2", "model_to_fine_tune"),
+        previous=reads("phase2", "previous_models"),
     output:
-        model=layout.MODEL,
+        model=passing(layout.MODEL),
         metrics=layout.PHASE2_METRICS,
     log:
         layout.LOG.replace("{stage}", "phase2"),
@@ -60,11 +60,11 @@ rule phase2:
 
 rule rollout:
     input:
-        data=of_cycle("real_data"),
-        model=of_cycle("models"),
-        policy=of_cycle("previous_policy"),
+        data=reads("rollout", "real_data"),
+        model=reads("rollout", "models"),
+        policy=reads("rollout", "previous_policy"),
     output:
-        rollouts=ROLLOUTS,
+        rollouts=passing(layout.ROLLOUTS),
         metrics=layout.ROLLOUT_METRICS,
     log:
         layout.LOG.replace("{stage}", "rollout"),

@@ -3,9 +3,9 @@
 
 rule initialise:
     input:
-        first_shard,
+        reads("initialise", "first_shard"),
     output:
-        layout.POLICY.replace("{cycle}", layout.five_digits(0)),
+        passing(layout.POLICY.replace("{cycle}", layout.five_digits(0))),
     log:
         layout.LOG.replace("{cycle}", layout.five_digits(0)).replace("{stage}", "initialise"),
     benchmark:
@@ -30,11 +30,11 @@ ruleorder: initialise > policy
 
 rule policy:
     input:
-        data=of_cycle("real_data"),
-        rollouts=of_cycle("model_data"),
-        previous=of_cycle("previous_policy"),
+        data=reads("policy", "real_data"),
+        rollouts=reads("policy", "model_data"),
+        previous=reads("policy", "previous_policy"),
     output:
-        policy=layout.POLICY,
+        policy=passing(layout.POLICY),
         metrics=layout.POLICY_METRICS,
     log:
         layout.LOG.replace("{stage}", "policy"),
@@ -59,7 +59,7 @@ rule policy:
 
 rule evaluate:
     input:
-        layout.POLICY,
+        reads("evaluate", "policy_of"),
     output:
         layout.EVALUATION,
     log:

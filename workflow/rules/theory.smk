@@ -3,13 +3,13 @@
 
 rule theory:
     input:
-        data=of_cycle("real_data"),
-        rollouts=of_cycle("model_data_before"),
-        model_mle=layout.MODEL_MLE,
-        model=of_cycle("fine_tuned_model"),
-        previous=of_cycle("previous_models"),
-        previous_policy=of_cycle("previous_policy"),
-        policy=layout.POLICY,
+        data=reads("theory", "real_data"),
+        rollouts=reads("theory", "model_data_before"),
+        model_mle=reads("theory", "maximum_likelihood"),
+        model=reads("theory", "fine_tuned_model"),
+        previous=reads("theory", "previous_models"),
+        previous_policy=reads("theory", "previous_policy"),
+        policy=reads("theory", "policy_of"),
     output:
         rows=layout.THEORY_ROWS,
         metrics=layout.THEORY_METRICS,

@@ -3,20 +3,20 @@
 
 rule triggered:
     input:
-        data=of_cycle("real_data_before"),
-        previous_shard=of_cycle("previous_shard"),
-        previous_policy=of_cycle("previous_policy"),
-        previous_model=of_cycle("previous_models"),
-        previous_trigger=of_cycle("previous_trigger"),
-        rollouts=of_cycle("model_data_before"),
+        data=reads("triggered", "real_data_before"),
+        previous_shard=reads("triggered", "previous_shard"),
+        previous_policy=reads("triggered", "previous_policy"),
+        previous_model=reads("triggered", "previous_models"),
+        previous_trigger=reads("triggered", "previous_trigger"),
+        rollouts=reads("triggered", "model_data_before"),
     output:
         shard=layout.SHARD,
         trigger=layout.TRIGGER,
-        model_mle=layout.MODEL_MLE,
+        model_mle=passing(layout.MODEL_MLE),
         phase1_metrics=layout.PHASE1_METRICS,
-        rollouts=ROLLOUTS,
+        rollouts=passing(layout.ROLLOUTS),
         rollout_metrics=layout.ROLLOUT_METRICS,
-        policy=layout.POLICY,
+        policy=passing(layout.POLICY),
         policy_metrics=layout.POLICY_METRICS,
     log:
         layout.LOG.replace("{stage}", "triggered"),
@@ -52,13 +52,13 @@ use rule triggered as triggered_fine_tuned with:
     output:
         shard=layout.SHARD,
         trigger=layout.TRIGGER,
-        model_mle=layout.MODEL_MLE,
+        model_mle=passing(layout.MODEL_MLE),
         phase1_metrics=layout.PHASE1_METRICS,
-        model=layout.MODEL,
+        model=passing(layout.MODEL),
         phase2_metrics=layout.PHASE2_METRICS,
-        rollouts=ROLLOUTS,
+        rollouts=passing(layout.ROLLOUTS),
         rollout_metrics=layout.ROLLOUT_METRICS,
-        policy=layout.POLICY,
+        policy=passing(layout.POLICY),
         policy_metrics=layout.POLICY_METRICS,
     wildcard_constraints:
         method=methods_with_trigger(phase2=True),
