@@ -108,7 +108,7 @@ def memory_of(stage):
     def megabytes(wildcards):
         return run_of(wildcards).megabytes(stage, int(wildcards.get("cycle", wildcards.get("block", 0))))
 
-    return megabytes
+    return told(megabytes)
 
 
 def code_of(stage):
@@ -142,7 +142,7 @@ def passing(path):
 
 def reads(stage, method):
     """An input function that asks the run for what a stage reads, by the method of this name."""
-    return lambda wildcards: shown_to(stage, run_of(wildcards), int(wildcards.get("cycle", 0)), method)
+    return told(lambda wildcards: shown_to(stage, run_of(wildcards), int(wildcards.get("cycle", 0)), method))
 
 
 def reads_of_block(wildcards):
