@@ -296,6 +296,16 @@ def test_a_policy_that_was_let_go_can_be_asked_for(workspace: Path, both: dict[s
     assert to_come(workspace) == set()
 
 
+def test_a_video_of_a_policy_that_was_let_go_makes_this_again(workspace: Path) -> None:
+    of_cycle = {Job(stage, USBPO, 5) for stage in ("phase1", "phase2", "rollout", "policy", "video")}
+    expected = AFTER_4 | of_cycle | {Job("triggered", CMLO, 5), Job("video", CMLO, 5)}
+    assert to_come(workspace, *(f"data/videos/{run}/00005.gif" for run in (USBPO, CMLO))) == expected
+    shorter = Plan(read_yaml(workspace / "e.yaml") | {"steps": 150}, source="e.yaml", folders=FOLDERS)
+    policies = [f"data/runs/{run}/00005/policy.safetensors" for run in (USBPO, CMLO)]
+    assert shorter.of_runs(["videos"]) == policies
+    assert shorter.of_runs(["all", "tensorboard"]) == []
+
+
 # ---- usbpo gc ----------------------------------------------------------------------------------------------------
 
 

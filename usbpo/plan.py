@@ -497,6 +497,18 @@ class Plan:
         """A video of the final policy of each run."""
         return [run.path(layout.VIDEO, cycles) for run, cycles in self.cycles.items()]
 
+    def of_runs(self, targets: Iterable[str]) -> list[str]:
+        """The artifacts of runs among Snakemake's targets, and the policies that the videos among them show."""
+        targets = list(targets)
+        runs, videos = (template.partition("{")[0] for template in (layout.RUN, layout.VIDEO))
+        films = [*targets, *(self.videos() if "videos" in targets else [])]
+        policies = [
+            f"{runs}{film.removeprefix(videos).removesuffix('.gif')}/{Path(layout.POLICY).name}"
+            for film in films
+            if film.startswith(videos)
+        ]
+        return [target for target in targets if target.startswith(runs)] + policies
+
 
 @lru_cache(maxsize=100)  # four stages of a cycle ask
 def _real_data(run: Run, cycle: int) -> list[str]:

@@ -158,6 +158,11 @@ def shown_to(stage, run, cycle, method):
     ]
 
 
+def record_of(path):
+    """What Snakemake has recorded of the job that made a file, or None."""
+    return workflow.persistence.metadata(IOFile(path, rule=None))
+
+
 @cache
 def restored():
     """The runs of which something is made again that jobs have read which need not run again, each with its jobs.
@@ -173,8 +178,7 @@ def restored():
         workflow.storage_settings.notemp = True
     if asked.forceall or asked.forcerun or asked.forcetargets:
         return {}
-    named = [target for target in asked.targets if target.startswith("data/runs/")]
-    found = restoring(PLAN, lambda path: workflow.persistence.metadata(IOFile(path, rule=None)), named)
+    found = restoring(PLAN, record_of, PLAN.of_runs(asked.targets))
     for run, jobs in found.items():
         logger.info(f"{run}: {len(jobs)} jobs to run; those that have read what is made again stand, and do not run.")
     return found
