@@ -370,7 +370,7 @@ def in_bash(served: Room) -> dict[str, str]:
 
 
 def test_bash_starts_a_client_that_the_worker_serves(served: Room, in_bash: dict[str, str], tmp_path: Path) -> None:
-    code = "import sys; print(*argv[2:], sep='|'); print('said', file=sys.stderr); status = 7"
+    code = "import sys; print(*argv[2:], sep='|', flush=True); print('said', file=sys.stderr); status = 7"
     line = f'set -euo pipefail; usbpo phase1 "$0" --x "a b" "" > {tmp_path}/log 2>&1'
     process = served.spawn("bash", "-c", line, code, **in_bash)
     assert (*process.communicate(), process.returncode) == ("", "", 7)
