@@ -6,9 +6,9 @@
 Runs one seed through Snakemake on one core in an empty folder, or goes on with what lies in `--folder`. Everything
 is then read from the files: Snakemake touches the artifacts of a job when it has dealt with it, so a cycle lasts from
 the modification time of the policy before to that of its own, and the time of the stages is what their logs say
-they took. Every file is written once, so bytes written are sizes. While it runs, the CPU time of Snakemake, its shells and
-clients (not of the stages) is noted twice a second in `FOLDER/cpu.csv`: a machine with other work on it disturbs that
-little. The code must not change meanwhile: a warm worker refuses a client of another version.
+they took. Every file is written once, so bytes written are sizes. While it runs, the CPU time of Snakemake, its shells
+and clients (not of the stages) is noted twice a second in `FOLDER/cpu.csv`: a machine with other work on it disturbs
+that little. The code must not change meanwhile: a warm worker refuses a client of another version.
 """
 
 import argparse
@@ -178,9 +178,8 @@ def _tell_time(name: str, cycles: NDArray[np.float64], values: NDArray[np.float6
     print(f"{name}: {1000 * values.sum() / jobs:.0f} ms a job; a cycle, medians:")
     for part in np.array_split(np.flatnonzero(later), 5):
         print(f"  {int(cycles[part[0]]):4d} … {int(cycles[part[-1]]):4d}  {np.median(values[part]):.3f} s")
-    print(
-        f"  fit from cycle {FIRST} on: {start:.3f} s + {1e6 * slope:.0f} ± {1e6 * covariance[0, 0] ** 0.5:.0f} µs a cycle"
-    )
+    error = covariance[0, 0] ** 0.5
+    print(f"  fit from cycle {FIRST} on: {start:.3f} s + {1e6 * slope:.0f} ± {1e6 * error:.0f} µs a cycle")
 
 
 def _tell_bytes(name: str, values: NDArray[np.float64]) -> None:
