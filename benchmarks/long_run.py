@@ -6,8 +6,9 @@
 Runs one seed through Snakemake on one core in an empty folder, or goes on with what lies in `--folder`. Everything
 is then read from the files: Snakemake touches the artifacts of a job when it has dealt with it, so a cycle lasts from
 the modification time of the policy before to that of its own, and the time of the stages is what their logs say
-they took. Every file is written once, so bytes written are sizes. The code must not change meanwhile: a warm worker
-refuses a client of another version.
+they took. Every file is written once, so bytes written are sizes. While it runs, the CPU time of Snakemake, its shells
+and clients (not of the stages) is noted twice a second in `FOLDER/cpu.csv`: a machine with other work on it disturbs
+that little. The code must not change meanwhile: a warm worker refuses a client of another version.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from base64 import urlsafe_b64decode
 from bisect import bisect_left
 from collections import Counter
@@ -23,6 +25,7 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import psutil
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,6 +43,8 @@ Table = dict[str, NDArray[np.float64]]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = (REPOSITORY / "config",)
+CPU = "cpu.csv"
+"""Below the folder of the run: nanoseconds, CPU seconds by then."""
 FIRST = 10
 """The cycle from which on cycles are compared; the first ones meet a cold machine."""
 KINDS = {
@@ -57,7 +62,19 @@ def run(folder: Path, experiment: Path) -> None:
         *("snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(folder), "--cores", "1"),
         *("--configfile", str(experiment), "--omit-from", "results", "--quiet", "all"),
     ]
-    subprocess.run(command, check=True)
+    process = subprocess.Popen(command)
+    watched = psutil.Process(process.pid)
+    with (folder / CPU).open("a", encoding="ascii", buffering=1) as file:
+        while process.poll() is None:
+            try:
+                used = watched.cpu_times()
+            except psutil.Error:
+                break
+            total = used.user + used.system + used.children_user + used.children_system
+            file.write(f"{time.time_ns()},{total:.2f}\n")
+            time.sleep(0.5)
+    if process.wait():
+        sys.exit(f"long_run: {folder}: the run ended with status {process.returncode}.")
 
 
 def measured(folder: Path, run: Run, cycles: int) -> Table:
@@ -80,7 +97,14 @@ def measured(folder: Path, run: Run, cycles: int) -> Table:
     for cycle, size in _records(folder).items():
         if cycle <= cycles:
             table["record_bytes"][cycle] += size
-    found = {"cycle": np.arange(cycles + 1.0), "seconds": np.diff(ends, prepend=ends[0]) / 1e9, **table}
+    noted = np.loadtxt(folder / CPU, delimiter=",", ndmin=2)
+    by_then = np.interp(ends, noted[:, 0], noted[:, 1])
+    found = {
+        "cycle": np.arange(cycles + 1.0),
+        "seconds": np.diff(ends, prepend=ends[0]) / 1e9,
+        "cpu_seconds": np.diff(by_then, prepend=by_then[0]),
+        **table,
+    }
     return {name: column[1:] for name, column in found.items()}
 
 
@@ -137,24 +161,25 @@ def quadratic(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 def tell(table: Table) -> None:
     """Print the time of a cycle beside its stages and the bytes, each with its fit."""
-    cycles, beside = table["cycle"], overhead(table)
-    later = cycles >= FIRST
-    slope, start = np.polyfit(cycles[later], beside[later], 1)
-    spread = beside[later] - (start + slope * cycles[later])
-    error = np.sqrt((spread**2).sum() / (later.sum() - 2) / ((cycles[later] - cycles[later].mean()) ** 2).sum())
-    jobs, last = table["jobs"], cycles[-1]
+    cycles, jobs = table["cycle"], table["jobs"].sum()
     whole, stages = table["seconds"].sum(), table["stage_seconds"].sum()
-    print(f"{int(last)} cycles, {int(jobs.sum())} jobs, {whole:.0f} s, {stages:.0f} s of it in stages; "
-          f"beside them {1000 * beside.sum() / jobs.sum():.0f} ms a job")  # fmt: skip
-    print("beside its stages a cycle takes, medians:")
-    for low in np.linspace(0, last, 6)[:-1]:
-        part = (cycles > max(low, FIRST - 1)) & (cycles <= low + last / 5)
-        print(f"  {int(cycles[part][0]):4d} … {int(cycles[part][-1]):4d}  {np.median(beside[part]):.3f} s")
-    print(f"fit from cycle {FIRST} on: {start:.3f} s + {1e6 * slope:.0f} ± {1e6 * error:.0f} µs a cycle, which makes "
-          f"{100 * slope * last / (start + slope * last / 2):.1f} % over the run")  # fmt: skip
+    print(f"{len(cycles)} cycles, {jobs:.0f} jobs, {whole:.0f} s, {stages:.0f} s of it in stages")
+    _tell_time("Time beside the stages", cycles, overhead(table), jobs)
+    _tell_time("CPU time of Snakemake, shells and clients", cycles, table["cpu_seconds"], jobs)
     for kind, values in written(table).items():
         _tell_bytes(KINDS[kind], values)
     _tell_bytes("All", sum(written(table).values(), np.zeros(len(cycles))))
+
+
+def _tell_time(name: str, cycles: NDArray[np.float64], values: NDArray[np.float64], jobs: float) -> None:
+    """Print the seconds of a cycle, fifth by fifth, and a line through them with the standard error of its slope."""
+    later = cycles >= FIRST
+    (slope, start), covariance = np.polyfit(cycles[later], values[later], 1, cov=True)
+    print(f"{name}: {1000 * values.sum() / jobs:.0f} ms a job; a cycle, medians:")
+    for part in np.array_split(np.flatnonzero(later), 5):
+        print(f"  {int(cycles[part[0]]):4d} … {int(cycles[part[-1]]):4d}  {np.median(values[part]):.3f} s")
+    error = covariance[0, 0] ** 0.5
+    print(f"  fit from cycle {FIRST} on: {start:.3f} s + {1e6 * slope:.0f} ± {1e6 * error:.0f} µs a cycle")
 
 
 def _tell_bytes(name: str, values: NDArray[np.float64]) -> None:
@@ -184,19 +209,21 @@ def real_data(task: str, method: str, cycles: int) -> None:
 
 def draw(table: Table) -> Figure:
     """The time of a cycle beside its stages, and the bytes written by each cycle."""
-    figure, (time, *sizes) = drawing.grid(3, (4.6, 3.6))
+    figure, (clock, *sizes) = drawing.grid(3, (4.6, 3.6))
     looks = list(drawing.looks(KINDS.values()).values())
     cycles = table["cycle"]
-    time.plot(*drawing.binned(cycles, overhead(table)), color=drawing.INK, linewidth=1.2)
-    time.set_title("Beside the stages")
-    time.set_ylabel("Seconds of a cycle")
+    clock.plot(*drawing.binned(cycles, overhead(table)), color=drawing.QUIET, linewidth=1, label="time")
+    clock.plot(*drawing.binned(cycles, table["cpu_seconds"]), color=drawing.INK, linewidth=2, label="CPU time")
+    clock.legend(loc="upper left")
+    clock.set_title("Beside the stages")
+    clock.set_ylabel("Seconds of a cycle")
     for look, values in zip(looks, written(table).values(), strict=True):
         small = look.label.startswith("Real data")
         drawing.line(sizes[0 if small else 1], cycles, values / 1e6, look)
     for axes, title in zip(sizes, ("Real data written", "All else written"), strict=True):
         axes.set_title(title)
-        axes.set_ylabel("MB by the end of a cycle")
-    for axes in (time, *sizes):
+        axes.set_ylabel("MB by then")
+    for axes in (clock, *sizes):
         _from_zero(axes)
     drawing.legend(figure, looks)
     return figure

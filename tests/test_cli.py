@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def test_inspect_names_arrays_in_full_in_a_narrow_pipe(finished: Path) -> None:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The arguments with which the stage `phase1` is called; it does nothing."""
     arguments: dict[str, Any] = {}
     signature = inspect.signature(cli._stage_function("phase1"))
@@ -203,7 +204,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     phase1.__signature__ = signature  # type: ignore[attr-defined]
     monkeypatch.setattr(cli, "_stage_function", lambda _: phase1)
-    return arguments
+    cli._command.cache_clear()
+    yield arguments
+    cli._command.cache_clear()
 
 
 IDENTITY = ("--output", "m.safetensors", "--metrics", "m.json", "--seed", "0", "--cycle", "1")

@@ -1,16 +1,18 @@
 """Which GPU a stage takes: locks of real processes, and what torch says of the GPUs."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from workflow_tools import dry_run, set_key
 
 from usbpo import device, gpus
 
@@ -38,8 +40,11 @@ class Stage:
         self.process.communicate()
 
 
+Start = Callable[..., Stage]
+
+
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[object]:
+def stage(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stages:
 
         def start(*names: str) -> Stage:
@@ -50,18 +55,18 @@ def stage(tmp_path: Path) -> Iterator[object]:
         yield start
 
 
-def test_two_stages_take_two_gpus_and_a_third_shares_one(stage: type[Stage]) -> None:
+def test_two_stages_take_two_gpus_and_a_third_shares_one(stage: Start) -> None:
     assert [stage("a", "b").gpu for _ in range(3)] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("kill", [False, True])
-def test_a_gpu_is_free_again_when_its_stage_has_ended_however(stage: type[Stage], kill: bool) -> None:
+def test_a_gpu_is_free_again_when_its_stage_has_ended_however(stage: Start, kill: bool) -> None:
     first, second = stage("a", "b"), stage("a", "b")
     second.end(kill)
     assert (first.gpu, stage("a", "b").gpu) == (0, 1)
 
 
-def test_a_gpu_is_the_same_under_any_number_that_cuda_gives_it(stage: type[Stage]) -> None:
+def test_a_gpu_is_the_same_under_any_number_that_cuda_gives_it(stage: Start) -> None:
     assert stage("b").gpu == 0  # alone in CUDA_VISIBLE_DEVICES
     assert stage("b", "a").gpu == 1
 
@@ -99,7 +104,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[i
 
 
 def test_a_stage_computes_on_the_gpu_that_is_free_and_stays_there(
-    two_gpus: list[int], stage: type[Stage], monkeypatch: pytest.MonkeyPatch
+    two_gpus: list[int], stage: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert stage("GPU-0", "GPU-1").gpu == 0
     assert [device.choose("auto"), device.choose("cuda")] == [torch.device("cuda:1")] * 2
@@ -112,6 +117,23 @@ def test_where_no_lock_can_be_had_it_is_the_current_one(
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path / "missing"))
     assert device.choose("auto") == torch.device("cuda:0")
     assert two_gpus == []
+
+
+def test_jobs_with_networks_take_a_gpu_unless_their_run_is_on_the_cpu(tmp_path: Path) -> None:
+    set_key(tmp_path, "algorithms/test-mbpo", "device", "cpu")  # test-usbpo's base
+    set_key(tmp_path, "algorithms/test-usbpo", "device", "auto")
+    found: dict[tuple[str, str], set[str]] = {}
+    for job in dry_run(tmp_path).split("\nrule ")[1:]:
+        method = re.search(r"method=(\S+),", job)
+        if method:
+            gpu = re.search(r"gpu=(\d+)", job)
+            found.setdefault((job.split(":")[0], method[1]), set()).add(gpu[1] if gpu else "none")
+    with_networks = ("phase1", "rollout", "policy")
+    assert {found[rule, "test-usbpo"] == {"1"} for rule in (*with_networks, "phase2")} == {True}
+    assert {found[rule, "test-mbpo"] == {"0"} for rule in with_networks} == {True}
+    assert {gpu for (rule, _), gpus in found.items() for gpu in gpus if rule in ("collect", "evaluate", "theory")} == {
+        "none"
+    }
 
 
 def test_on_the_cpu_no_gpu_is_taken(two_gpus: list[int], tmp_path: Path) -> None:

@@ -362,6 +362,30 @@ def test_changed_code_is_not_served_by_an_old_worker(room: Room, change: str) ->
     assert room.run("phase1", USBPO_WARM_VERBOSE="") == (0, "direct phase1\n", "")
 
 
+@pytest.fixture(scope="module")
+def in_bash(served: Room) -> dict[str, str]:
+    """The environment by which bash starts the client of the package that is served."""
+    told = served.python("import json; from usbpo import client; print(json.dumps(client.shell_function()))")
+    return dict(json.loads(told.communicate()[0]))
+
+
+def test_bash_starts_a_client_that_the_worker_serves(served: Room, in_bash: dict[str, str], tmp_path: Path) -> None:
+    code = "import sys; print(*argv[2:], sep='|', flush=True); print('said', file=sys.stderr); status = 7"
+    line = f'set -euo pipefail; usbpo phase1 "$0" --x "a b" "" > {tmp_path}/log 2>&1'
+    process = served.spawn("bash", "-c", line, code, **in_bash)
+    assert (*process.communicate(), process.returncode) == ("", "", 7)
+    assert (tmp_path / "log").read_text() == "--x|a b|\nsaid\n"
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_what_bash_cannot_have_served_runs_directly(served: Room, in_bash: dict[str, str], switch: str) -> None:
+    without = {client.WORKER: str(served.folder / "none.sock"), client.SWITCH: switch, client.VERBOSE: "0"}
+    process = served.spawn("bash", "-c", "usbpo phase1 --cycle", **in_bash, **without)
+    out, err = process.communicate()
+    assert (out, process.returncode) == ("", 2)
+    assert "'--cycle' requires an argument" in err
+
+
 def test_a_client_waits_for_a_worker_that_is_still_importing(room: Room) -> None:
     started, go_on = room.folder / "started", room.folder / "go-on"
     room.start_server(before=f"open({str(started)!r}, 'w')\nwhile not os.path.exists({str(go_on)!r}): time.sleep(0.01)")
