@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from usbpo import blocks, layout, memory
-from usbpo.config import Experiment, ModelKeys, RunConfig, find, load_experiment, load_run
+from usbpo import blocks, layout, memory, provenance
+from usbpo.config import FOLDERS, Experiment, ModelKeys, RunConfig, find, load_experiment, load_run, read_yaml
 from usbpo.errors import UsbpoError
 from usbpo.layout import five_digits
 from usbpo.report.runs import RunFiles, returns_option
@@ -41,6 +41,11 @@ class Run:
     def name(self) -> str:
         """TASK/METHOD/seed-N, the run's folder below data/runs."""
         return f"{self.task}/{self.method}/seed-{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """The run's folder, from the workspace."""
+        return layout.RUN.format(task=self.task, method=self.method, seed=self.seed)
 
     def path(self, template: str, cycle: int) -> str:
         """One of the templates in `usbpo.layout` for a cycle."""
@@ -302,6 +307,25 @@ class Plan:
                     run = self.run(task, method, seed)
                     self.cycles[run] = self._cycles(run, source)
 
+    @classmethod
+    def named(cls, name: str | None, changed: Mapping[str, Any] | None = None) -> "Plan":
+        """The plan of an experiment: a file, the name of one in config/experiments, or None for the default one.
+
+        Args:
+            name: of the experiment.
+            changed: keys in place of the file's.
+
+        Raises:
+            UsbpoError: there is no such experiment, or it is at fault.
+        """
+        if name is None:
+            path = next((of / "config.yaml" for of in FOLDERS if (of / "config.yaml").is_file()), Path("config.yaml"))
+        else:
+            path = Path(name)
+            if path.suffix not in (".yaml", ".yml"):
+                path = find("experiments", name, FOLDERS)
+        return cls({**read_yaml(path), **(changed or {})}, source=str(path), folders=FOLDERS)
+
     def run(self, task: str, method: str, seed: int) -> Run:
         """Any run, of this experiment or not."""
         return Run(task, method, seed, load_run(task, method, self.folders))
@@ -337,9 +361,11 @@ class Plan:
         """Every artifact that every run shall have in the end, in ascending order of cycle.
 
         Where rollouts are temporary, those that the cycle after the last would begin with stay, so that a longer run
-        goes on from them. Of a run that is longer already below `root` they are gone, and are not asked for.
+        goes on from them. Of a run that is longer already below `root` they are gone, and are not asked for. Nor are
+        cycles that were not pulled.
         """
         longest, kept = max(self.cycles.values()), {run: self.kept_rollouts(run, root) for run in self.cycles}
+        left = {run.path(layout.CYCLE, cycle) for run, cycles in self.left_behind(root).items() for cycle in cycles}
         return [
             path
             for cycle in range(longest + 1)
@@ -347,6 +373,24 @@ class Plan:
             if cycle <= cycles
             for path in run.artifacts(cycle)
             if not layout.is_rollouts(path) or path in kept[run]
+            if path.rpartition("/")[0] not in left
+        ]
+
+    def left_behind(self, root: Path = Path()) -> dict["Run", list[int]]:
+        """The cycles of this experiment's runs that are published and were not pulled into `root`, in order."""
+        left = provenance.left_behind(root)
+        found = {
+            run: sorted(cycle for cycle in left.get(run.folder, ()) if cycle <= cycles)
+            for run, cycles in self.cycles.items()
+        }
+        return {run: cycles for run, cycles in found.items() if cycles}
+
+    def left_out(self, root: Path = Path()) -> list[str]:
+        """A sentence for each run of which cycles were not pulled."""
+        return [
+            f"{run.name}: {ranges(cycles)} published and not pulled; not made again, and without them no results "
+            f"are drawn (`dvc pull {run.folder}` brings them)."
+            for run, cycles in self.left_behind(root).items()
         ]
 
     def kept_rollouts(self, run: Run, root: Path = Path()) -> set[str]:
@@ -427,6 +471,20 @@ def _code_of_module(name: str) -> str:
     """Fingerprint of the module in `module:name`; '' where no module is named or none is found."""
     module, colon, _ = name.partition(":")
     return module_fingerprint(module) if colon else ""
+
+
+def ranges(cycles: Iterable[int]) -> str:
+    """Ascending cycles in words: `cycles 0 to 8 and 10 are`."""
+    bounds: list[list[int]] = []
+    for cycle in cycles:
+        if bounds and cycle == bounds[-1][1] + 1:
+            bounds[-1][1] = cycle
+        else:
+            bounds.append([cycle, cycle])
+    *parts, last = [str(low) if low == high else f"{low} to {high}" for low, high in bounds]
+    single = len(bounds) == 1 and bounds[0][0] == bounds[0][1]
+    before = f"{', '.join(parts)} and " if parts else ""
+    return f"cycle {last} is" if single else f"cycles {before}{last} are"
 
 
 def as_options(section: BaseModel, only: set[str] | None = None, without: set[str] | None = None) -> str:
