@@ -4,11 +4,13 @@ OpenSSH's server is the installed one, or Debian's package unpacked into a tempo
 `moto[server]` in an environment of its own, because it pins botocore.
 """
 
+import getpass
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -53,59 +55,47 @@ def unpacked(folder: Path, *packages: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def ssh() -> Iterator[tuple[str, Path]]:
     """The URL of a folder behind a real sshd, and the private key that opens it."""
-    pytest.importorskip("dvc_ssh")
-    folder = tmp_path_factory.mktemp("ssh")
-    daemon, libraries = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin"), ""
+    folder = Path(tempfile.mkdtemp(prefix="usbpo-sshd-"))
+    daemon, libraries = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin"), list[Path]()
     if daemon is None:
         root = unpacked(folder / "debian", "openssh-server", "libwrap0")
-        daemon = str(root / "usr/sbin/sshd")
-        libraries = (
-            ":".join(str(path) for path in root.glob("*/lib/*-linux-gnu"))
-            + ":"
-            + ":".join(str(path) for path in root.glob("lib/*-linux-gnu"))
-        )
+        daemon, libraries = str(root / "usr/sbin/sshd"), [*root.glob("usr/lib/*-linux-gnu"), *root.glob("lib/*-gnu")]
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-    user, words = subprocess.check_output(["id", "-un"], text=True).strip(), list[str]()
-    if os.geteuid() == 0:
-        # As root, sshd wants a user and a folder that only its installation makes; as anybody else it does not.
-        user, words = "nobody", ["setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups"]
-    store = folder / "store"
+    port, store = free_port(), folder / "store"
     store.mkdir()
-    port = free_port()
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
-        f"PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nSubsystem sftp internal-sftp\n"
+        f"PidFile none\nStrictModes no\nPasswordAuthentication no\nSubsystem sftp internal-sftp\n"
     )
+    user, words = getpass.getuser(), list[str]()
     if os.geteuid() == 0:
+        # As root, sshd wants a user and a folder that only its installation makes; as anybody else it does not.
+        # With PAM, since without it an account that has no password counts as locked.
+        user, words = "nobody", ["setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups"]
+        with open(folder / "sshd_config", "a") as file:
+            file.write("UsePAM yes\n")
         for path in (folder, *folder.rglob("*")):
             shutil.chown(path, "nobody", "nogroup")
-        for above in folder.parents:
-            if above.stat().st_uid == 0 and above != above.parent and not above.stat().st_mode & 0o001:
-                above.chmod(above.stat().st_mode | 0o001)
-    (folder / "user").chmod(0o600)
     server = subprocess.Popen(
         [*words, daemon, "-D", "-e", "-f", folder / "sshd_config"],
-        stdout=subprocess.DEVNULL,
-        stderr=open(folder / "sshd.log", "wb"),  # noqa: SIM115
-        env={**os.environ, **({"LD_LIBRARY_PATH": libraries} if libraries else {})},
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "LD_LIBRARY_PATH": ":".join(map(str, libraries))},
     )
     try:
         wait_for_port(port, server)
-        if os.geteuid() == 0:
-            shutil.chown(folder / "user", 0, 0)
         yield f"ssh://{user}@127.0.0.1:{port}{store}", folder / "user"
     finally:
         server.terminate()
         server.wait(10)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an S3 server with an empty bucket."""
-    pytest.importorskip("dvc_s3")
     folder = tmp_path_factory.mktemp("s3")
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     got = subprocess.run(

@@ -25,6 +25,9 @@ VERSION = 1
 STATE_FILE = ".snakemake/usbpo-provenance.json"
 """Of each folder: which provenance was put back last, the cycles in it, and those that were not there then."""
 
+STAMP = 946_684_800
+"""The time stamp that pulled files get, 2000-01-01: one for all folders, and older than whatever is made here."""
+
 KEPT = (
     *("rule", "input", "log", "shellcmd", "params", "code", "record_format_version", "conda_env"),
     *("container_img_url", "software_stack_hash", "input_checksums"),
@@ -154,7 +157,6 @@ def _put_back(root: Path, path: Path, number: int, entries: Mapping[str, Entry])
     """Write the records of one folder, and make the time stamps of its files equal."""
     usable = number == format_number()
     persistence = _persistence(root)
-    stamp = path.stat().st_mtime
     others = []
     for name, entry in entries.items():
         file = root / name
@@ -163,9 +165,9 @@ def _put_back(root: Path, path: Path, number: int, entries: Mapping[str, Entry])
             others += [name] if entry.sha256 else []
             continue
         if is_there and not (usable and _is_link(file)):
-            os.utime(file, (stamp, stamp))
+            os.utime(file, (STAMP, STAMP))
         if usable:
-            persistence._write_record(name, _record(entry.record, stamp))
+            persistence._write_record(name, _record(entry.record))
     said = []
     if others:
         more = f" and {len(others) - 1} more are" if len(others) > 1 else " is"
@@ -179,13 +181,13 @@ def _put_back(root: Path, path: Path, number: int, entries: Mapping[str, Entry])
     return said
 
 
-def _record(kept: Mapping[str, Any], stamp: float) -> Any:
+def _record(kept: Mapping[str, Any]) -> Any:
     """A record as Snakemake has it; the job's number is that of its rule and command, which no two jobs share."""
     from snakemake.persistence import MetadataRecord
 
     text = f"{kept['rule']}\n{kept['shellcmd']}"
     job = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
-    return MetadataRecord(**kept, starttime=stamp, endtime=stamp, incomplete=False, job_hash=job)
+    return MetadataRecord(**kept, starttime=STAMP, endtime=STAMP, incomplete=False, job_hash=job)
 
 
 def _persistence(root: Path) -> Any:

@@ -91,7 +91,8 @@ class Files:
 def _chosen(words: Sequence[str], root: Path) -> tuple[list[Plan], list[Run]]:
     """The experiments and the runs that words name; an experiment's runs are those that are on disk."""
     plans, runs = list[Plan](), dict[Run, None]()
-    for word in words or [None]:
+    asked: Sequence[str | None] = words or [None]
+    for word in asked:
         if (plan := _experiment(word)) is not None:
             plans.append(plan)
             runs |= dict.fromkeys(plan.cycles)
