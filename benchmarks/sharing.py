@@ -53,6 +53,7 @@ def files(folder: Path, count: int, kilobytes: int, first: int = 0) -> dict[str,
         name = f"{FOLDER}/{number // len(KINDS):05d}/{KINDS[number % len(KINDS)]}.h5"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(os.urandom(1024 * kilobytes))
+        read = [f"{FOLDER}/data/{other:05d}.h5" for other in range(12)]
         record = dict.fromkeys(provenance.KEPT) | {
             "rule": KINDS[number % len(KINDS)],
             "input": read,

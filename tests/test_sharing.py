@@ -118,7 +118,7 @@ def test_the_provenance_of_the_clone_is_that_of_the_original(first: Path, pulled
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("data/results/demo/comparison.csv", RESULTS),
+        pytest.param("data/results/demo/comparison.csv", RESULTS, marks=pytest.mark.slow),
         (f"{RUN}/00002/evaluation.h5", {Job("evaluate", USBPO, 2)} | RESULTS),
         (f"data/runs/{MBPO}/00003/theory.h5", {Job("theory", MBPO, 3)} | RESULTS),
     ],
@@ -237,6 +237,26 @@ def test_the_rest_can_be_pulled_later(newest: Path, tmp_path: Path) -> None:
     assert NOTHING in snake(here)
 
 
+@pytest.mark.slow
+def test_a_run_with_temporary_rollouts_goes_on_where_it_was_pulled(first: Path, tmp_path: Path) -> None:
+    content = {"experiment": "demo", "tasks": ["test-pendulum"], "methods": ["test-usbpo"], "seeds": [1], "steps": 90}
+    original = clone(first, tmp_path / "original")
+    (original / "config/config.yaml").write_text(yaml.safe_dump(content | {"rollouts": "temporary"}))
+    snake(original)
+    usbpo(original, "publish")
+    git(original, "commit", "--all", "--quiet", "--message", "Another seed, without its rollouts")
+    here = clone(original, tmp_path / "here")
+    pull(here, "data/runs/test-pendulum/test-usbpo/seed-1", "data/results/demo")
+    assert shared_files(here) == {n: s for n, s in shared_files(original).items() if "seed-0" not in n}
+    rollouts = sorted(path.parent.name for path in here.glob("data/runs/*/*/seed-1/*/rollouts.h5"))
+    assert rollouts == ["00002", "00003"]
+    assert NOTHING in snake(here)
+    more = ("--config", "steps=120")
+    assert {job.number for job in planned(here, *more) - RESULTS} == {4}
+    (here / "data/runs/test-pendulum/test-usbpo/seed-1/00002/evaluation.h5").unlink()
+    assert planned(here) == {Job("evaluate", "test-pendulum/test-usbpo/seed-1", 2)} | RESULTS
+
+
 # ---- links into the cache ----------------------------------------------------------------------------------------
 
 
@@ -256,7 +276,7 @@ def linked(first: Path, to: Path, kind: str) -> Path:
     return here
 
 
-@pytest.mark.parametrize("kind", ["symlink", "hardlink"])
+@pytest.mark.parametrize("kind", ["symlink", pytest.param("hardlink", marks=pytest.mark.slow)])
 def test_a_stage_replaces_a_link_and_does_not_follow_it(first: Path, tmp_path: Path, kind: str) -> None:
     here = linked(first, tmp_path / "here", kind)
     evaluation = here / f"{RUN}/00003/evaluation.h5"

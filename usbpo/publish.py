@@ -51,6 +51,8 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
     """
     plans, runs = _chosen(words, root)
     _check(root, push, remote)
+    for sentence in provenance.restore(root):  # where Snakemake has not been since the pull
+        print(sentence)
     left_out, folders = [], {}
     for run in runs:
         if files := _finished(run, root):
