@@ -26,6 +26,7 @@ from workflow_tools import MBPO, RESULTS, USBPO, Job, copied, finished_workspace
 
 from usbpo import provenance
 from usbpo.layout import PROVENANCE
+from usbpo.publish import Tracked, _targets
 
 NOTHING = "Nothing to be done"
 NEWEST = (f"{RUN}/data", f"{RUN}/00002", f"{RUN}/00003", f"{RUN}/{PROVENANCE}")
@@ -387,6 +388,44 @@ def test_what_snakemake_has_not_finished_is_not_published(first: Path, tmp_path:
     dvc(third, "pull", f"{RUN}.dvc")
     assert not (third / RUN / "00004").exists()
     assert not (third / RUN / "00003/notes.txt").exists()
+
+
+ALL = ("data/00000.h5", "00000/policy.json", "00001/policy.json", "00001/rollouts.h5", PROVENANCE)
+NO_ROLLOUTS = (*ALL[:3], PROVENANCE)
+Names = tuple[str, ...]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A workspace with the files of two cycles, two logs and nothing else."""
+    for name in ALL:
+        (tmp_path / RUN / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / RUN / name).touch()
+    (tmp_path / RUN / "logs/00000").mkdir(parents=True)
+    (tmp_path / RUN / "logs/00000/policy.log").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("shared", "changed", "missing", "expected"),
+    [
+        (ALL, None, (), [""]),
+        (ALL, ("00001/policy.json",), (), [""]),
+        (ALL, ("00001/policy.json", "00001/rollouts.h5"), ("00007/policy.json",), ["00001", PROVENANCE]),
+        (ALL, ("00001/policy.json",), ("00001/evaluation.h5",), ["00001/policy.json", PROVENANCE]),
+        (NO_ROLLOUTS, ("00000/policy.json", "00001/policy.json"), (), ["00000", "00001/policy.json", PROVENANCE]),
+        (NO_ROLLOUTS, None, (), ["00000", "00001/policy.json", "data", PROVENANCE]),
+    ],
+)
+def test_dvc_is_told_to_add_what_is_shared_and_to_drop_nothing(
+    folder: Path, shared: Names, changed: Names | None, missing: Names, expected: list[str]
+) -> None:
+    def of_run(names: Names) -> frozenset[str]:
+        return frozenset(f"{RUN}/{name}" for name in names)
+
+    tracked = None if changed is None else Tracked(of_run(changed), of_run(missing))
+    targets = _targets(folder, RUN, of_run(shared), tracked)
+    assert targets == [f"{RUN}/{name}".rstrip("/") for name in expected]
 
 
 # ---- the provenance of itself ------------------------------------------------------------------------------------
