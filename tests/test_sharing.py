@@ -462,6 +462,14 @@ def test_damaged_provenance_ends_in_one_sentence(tmp_path: Path, content: bytes)
         provenance.read(path)
 
 
+@pytest.mark.parametrize("name", ["data/runs/T/M/seed-1/00000/policy.json", "data/runs/T/M/seed-0/../../x"])
+def test_provenance_of_another_folder_ends_in_one_sentence(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "data/runs/T/M/seed-0" / PROVENANCE
+    provenance.write(path, {name: provenance.Entry({"rule": "r"})})
+    with pytest.raises(provenance.UsbpoError, match="of another folder"):
+        provenance.restore(tmp_path)
+
+
 def test_equal_entries_give_equal_bytes(tmp_path: Path) -> None:
     entries = {f"data/{n}": provenance.Entry({"rule": "r", "input_checksums": {"a": "b"}}, "0" * 64) for n in range(9)}
     provenance.write(tmp_path / "one", entries)

@@ -105,7 +105,7 @@ def restore(root: Path) -> list[str]:
     Returns: sentences that the user shall read.
 
     Raises:
-        UsbpoError: a provenance file is damaged.
+        UsbpoError: a provenance file is damaged, or of another folder.
     """
     state, said = _state(root), []
     known = {str(path.parent.relative_to(root)): path for path in _provenance_files(root)}
@@ -116,6 +116,8 @@ def restore(root: Path) -> list[str]:
         if mark == before["sha256"] and not came:
             continue
         number, entries = read(path)
+        if any(not name.startswith(f"{folder}/") or ".." in Path(name).parts for name in entries):
+            raise UsbpoError(f"{path}: it is of another folder; delete it, or pull {folder} again.")
         said += _put_back(root, path, number, entries)
         cycles = _cycles(folder, entries)
         absent = [cycle for cycle in cycles if not (root / folder / layout.five_digits(cycle)).is_dir()]
