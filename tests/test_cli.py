@@ -15,7 +15,7 @@ import usbpo
 from usbpo import cli
 from usbpo.client import STAGE_VERBS
 
-USER_VERBS = ("status", "inspect", "results", "check-task", "schema", "worker")
+USER_VERBS = ("status", "inspect", "results", "publish", "check-task", "schema", "worker")
 OF_USBPO, OF_MBPO = f"data/runs/{USBPO}", f"data/runs/{MBPO}"
 
 

@@ -11,8 +11,10 @@ from workflow_tools import FOLDERS, MBPO, RESULTS, USBPO, Job, dry_run, jobs, jo
 
 from usbpo.config import RunConfig, load_run
 from usbpo.errors import UsbpoError
+from usbpo.files import write_json
 from usbpo.layout import BLOCK, SHARD
-from usbpo.plan import Plan, Run, as_options, check_writable
+from usbpo.plan import Plan, Run, as_options, check_writable, ranges
+from usbpo.provenance import STATE_FILE
 
 WITH_DATA = ("phase1", "phase2", "rollout", "policy", "theory")
 """The stages that are given all of D_env."""
@@ -286,3 +288,30 @@ def test_lists_and_mappings_of_numbers_can_be_given_on_the_command_line(tmp_path
     wrong = snakemake(tmp_path, "--dry-run", "--config", "seeds=[first]")
     assert wrong.code != 0
     assert "'seeds.0' must be a valid integer, but is 'first'" in wrong.said
+
+
+@pytest.mark.parametrize(
+    ("cycles", "words"),
+    [
+        ([4], "cycle 4 is"),
+        ([0, 1, 2], "cycles 0 to 2 are"),
+        ([0, 1, 5, 7, 8], "cycles 0 to 1, 5 and 7 to 8 are"),
+        ([3, 5], "cycles 3 and 5 are"),
+    ],
+)
+def test_cycles_are_said_as_ranges(cycles: list[int], words: str) -> None:
+    assert ranges(cycles) == words
+
+
+def test_cycles_that_were_not_pulled_are_no_targets(tmp_path: Path) -> None:
+    plan = plan_of()
+    run = next(iter(plan.cycles))
+    everything = plan.artifacts(tmp_path)
+    write_json(tmp_path / STATE_FILE, {run.folder: {"sha256": "", "cycles": [0, 1, 2, 3], "left": [0, 1]}})
+    (tmp_path / run.folder / "00001").mkdir(parents=True)
+    assert plan.left_behind(tmp_path) == {run: [0]}, "cycle 1 has come since"
+    assert set(everything) - set(plan.artifacts(tmp_path)) == {
+        path for path in everything if path.startswith(f"{run.folder}/00000/")
+    }
+    (said,) = plan.left_out(tmp_path)
+    assert said.startswith(f"{run.name}: cycle 0 is published and not pulled")

@@ -231,6 +231,12 @@ def test_a_task_of_ones_own_has_nothing_beside_it(tmp_path: Path) -> None:
     assert curves.beside_published(evaluated).texts[0].get_text().startswith("Nothing is published for the tasks")
 
 
+def test_the_metrics_for_dvc_are_the_scores_of_the_comparison(two_methods: Path) -> None:
+    metrics = read_json(two_methods / "metrics.json")["Pendulum"]
+    assert metrics["usbpo"] == {"final": 311.0, "area": 161.0, "on_policy_steps": 750, "seeds": 3}
+    assert set(metrics) == {row["method"] for row in table(two_methods / "comparison.csv")}
+
+
 def test_methods_are_compared_by_return_area_and_steps(two_methods: Path) -> None:
     # A straight line from 11 to 311; nothing is published for the task, so 0 % is the untrained 11 and 100 % is 311.
     row = table(two_methods / "comparison.csv")[0]

@@ -34,7 +34,7 @@ FIGURES = (
 RESULT_FILES = (
     *(f"{figure}.{suffix}" for figure in FIGURES for suffix in ("svg", "png", "csv")),
     *("evaluations.csv", "final_returns.csv", "final_returns.md", "final_returns.html"),
-    *("comparison.csv", "comparison.md", "comparison.html", "steps_to_return.csv"),
+    *("comparison.csv", "comparison.md", "comparison.html", "steps_to_return.csv", "metrics.json"),
 )
 """What an experiment leaves in its folder of results."""
 

@@ -103,7 +103,7 @@ def _application(chosen: str) -> typer.Typer:
             app.command(stage, rich_help_panel=PANEL_STAGES)(_verb(stage))
         else:
             app.command(stage, rich_help_panel=PANEL_STAGES, help=_first_line(stage))(lambda: None)
-    for verb in (status, inspect, results, plan, gc, check_task, tensorboard, video, schema, worker):
+    for verb in (status, inspect, results, plan, publish, gc, check_task, tensorboard, video, schema, worker):
         app.command(verb.__name__.replace("_", "-"), rich_help_panel=PANEL_USER)(verb)
     return app
 
@@ -288,10 +288,26 @@ def plan(
     from usbpo.plan import Plan
     from usbpo.report.estimate import print_plan
 
-    path = _experiment_file(experiment)
     changed = {} if scale is None else {"scale": scale}
-    content = {**config.read_yaml(path), **changed}
-    print_plan(Plan(content, source=str(path), folders=config.FOLDERS), cores, folder)
+    print_plan(Plan.named(experiment, changed), cores, folder)
+
+
+def publish(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Experiments, TASK/METHOD/seed-N, or folders of runs; without it the default experiment.",
+            show_default=False,
+        ),
+    ] = None,
+    push: Annotated[bool, typer.Option(help="Push to DVC's remote, too.")] = True,
+    remote: Annotated[str | None, typer.Option(help="Name of DVC's remote; without it the default one.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+) -> None:
+    """Add what is finished to DVC and push it; only `git commit` is left to do."""
+    from usbpo.publish import publish as add_and_push
+
+    add_and_push(what or [], folder, push=push, remote=remote)
 
 
 def gc(
@@ -303,18 +319,9 @@ def gc(
 ) -> None:
     """Delete what an experiment's runs need no more: models, policies and rollouts not kept, and broken-off files."""
     from usbpo.leftovers import collect_leftovers
+    from usbpo.plan import experiment_file
 
-    collect_leftovers(_experiment_file(experiment), config.FOLDERS, dry_run, folder)
-
-
-def _experiment_file(experiment: str | None) -> Path:
-    """The file of an experiment that was given by name or path, or the default one."""
-    if experiment is None:
-        return next(
-            (of / "config.yaml" for of in config.FOLDERS if (of / "config.yaml").is_file()), Path("config.yaml")
-        )
-    path = Path(experiment)
-    return path if path.suffix in (".yaml", ".yml") else config.find("experiments", experiment, config.FOLDERS)
+    collect_leftovers(experiment_file(experiment), config.FOLDERS, dry_run, folder)
 
 
 def check_task(

@@ -25,6 +25,9 @@ THEORY_ROWS = CYCLE + "/theory.h5"
 LOG = RUN + "/logs/{cycle}/{stage}.log"
 BENCHMARK = RUN + "/benchmarks/{cycle}/{stage}.tsv"
 
+PROVENANCE = "provenance.jsonl.gz"
+"""In the folder of a run or of results that is shared: what Snakemake knows of its files."""
+
 EVENT_FILE = "events.out.tfevents.usbpo"
 """TensorBoard reads every file with `tfevents` in its name."""
 TENSORBOARD = "data/tensorboard/{task}/{method}/seed-{seed}/" + EVENT_FILE

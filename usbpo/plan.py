@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from usbpo import blocks, layout, memory
-from usbpo.config import Experiment, ModelKeys, RunConfig, find, load_experiment, load_run
+from usbpo import blocks, layout, memory, provenance
+from usbpo.config import FOLDERS, Experiment, ModelKeys, RunConfig, find, load_experiment, load_run, read_yaml
 from usbpo.errors import UsbpoError
 from usbpo.fingerprint import fingerprint
 from usbpo.layout import five_digits
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Where its artifacts lie."""
+        """Where its artifacts lie, from the workspace."""
         return layout.RUN.format(task=self.task, method=self.method, seed=self.seed)
 
     def path(self, template: str, cycle: int) -> str:
@@ -381,6 +381,20 @@ class Plan:
                     run = self.run(task, method, seed)
                     self.cycles[run] = self._cycles(run, source)
 
+    @classmethod
+    def named(cls, name: str | None, changed: Mapping[str, Any] | None = None) -> "Plan":
+        """The plan of an experiment: a file, the name of one in config/experiments, or None for the default one.
+
+        Args:
+            name: of the experiment.
+            changed: keys in place of the file's.
+
+        Raises:
+            UsbpoError: there is no such experiment, or it is at fault.
+        """
+        path = experiment_file(name)
+        return cls({**read_yaml(path), **(changed or {})}, source=str(path), folders=FOLDERS)
+
     def run(self, task: str, method: str, seed: int) -> Run:
         """Any run, of this experiment or not."""
         return Run(task, method, seed, load_run(task, method, self.folders))
@@ -415,6 +429,7 @@ class Plan:
     def artifacts(self, root: Path = Path()) -> list[str]:
         """What stays of every run, as `kept`, in ascending order of cycle."""
         longest, large = max(self.cycles.values()), {run: self.kept_checkpoints(run, root) for run in self.cycles}
+        left = self._folders_left(root)
         return [
             path
             for cycle in range(longest + 1)
@@ -422,19 +437,43 @@ class Plan:
             if cycle <= cycles
             for path in run.artifacts(cycle)
             if not layout.is_large(path) or path in large[run]
+            if path.rpartition("/")[0] not in left
+        ]
+
+    def left_behind(self, root: Path = Path()) -> dict["Run", list[int]]:
+        """The cycles of this experiment's runs that are published and were not pulled into `root`, in order."""
+        left = provenance.left_behind(root)
+        found = {
+            run: sorted(cycle for cycle in left.get(run.folder, ()) if cycle <= cycles)
+            for run, cycles in self.cycles.items()
+        }
+        return {run: cycles for run, cycles in found.items() if cycles}
+
+    def _folders_left(self, root: Path) -> set[str]:
+        """The folders of the cycles that were not pulled."""
+        return {run.path(layout.CYCLE, cycle) for run, cycles in self.left_behind(root).items() for cycle in cycles}
+
+    def left_out(self, root: Path = Path()) -> list[str]:
+        """A sentence for each run of which cycles were not pulled."""
+        return [
+            f"{run.name}: {ranges(cycles)} published and not pulled; not made again, and without them no results "
+            f"are drawn (`dvc pull {run.folder}` brings them)."
+            for run, cycles in self.left_behind(root).items()
         ]
 
     def kept(self, run: Run, root: Path = Path()) -> list[str]:
         """The artifacts of a run that stay once it is done, in ascending order of cycle: its final targets.
 
-        All real data, evaluations, metrics and rows of the theory, and `kept_checkpoints`.
+        All real data, evaluations, metrics and rows of the theory, and `kept_checkpoints`; but for the cycles that were
+        not pulled.
         """
-        large = self.kept_checkpoints(run, root)
+        large, left = self.kept_checkpoints(run, root), self._folders_left(root)
         return [
             path
             for cycle in range(self.cycles[run] + 1)
             for path in run.artifacts(cycle)
             if not layout.is_large(path) or path in large
+            if path.rpartition("/")[0] not in left
         ]
 
     def kept_checkpoints(self, run: Run, root: Path = Path()) -> set[str]:
@@ -541,6 +580,20 @@ def _code_of_module(name: str) -> str:
     return module_fingerprint(module) if colon else ""
 
 
+def ranges(cycles: Iterable[int]) -> str:
+    """Ascending cycles in words: `cycles 0 to 8 and 10 are`."""
+    bounds: list[list[int]] = []
+    for cycle in cycles:
+        if bounds and cycle == bounds[-1][1] + 1:
+            bounds[-1][1] = cycle
+        else:
+            bounds.append([cycle, cycle])
+    *parts, last = [str(low) if low == high else f"{low} to {high}" for low, high in bounds]
+    single = len(bounds) == 1 and bounds[0][0] == bounds[0][1]
+    before = f"{', '.join(parts)} and " if parts else ""
+    return f"cycle {last} is" if single else f"cycles {before}{last} are"
+
+
 def as_options(section: BaseModel, only: set[str] | None = None, without: set[str] | None = None) -> str:
     """Keys of a section as command-line options, `--learning-rate 0.001 …`; a null key is left out."""
     words = []
@@ -569,3 +622,15 @@ def check_writable(folder: Path) -> None:
                 f"{output}: the output folder cannot be written ({error.strerror}); "
                 "mend its permissions or run in another folder with --directory."
             ) from error
+
+
+def experiment_file(name: str | None) -> Path:
+    """The file of an experiment: one that is named itself, or by its name in config/experiments; of None the default.
+
+    Raises:
+        UsbpoError: there is no such experiment.
+    """
+    if name is None:
+        return next((of / "config.yaml" for of in FOLDERS if (of / "config.yaml").is_file()), Path("config.yaml"))
+    path = Path(name)
+    return path if path.suffix in (".yaml", ".yml") else find("experiments", name, FOLDERS)

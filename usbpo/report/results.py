@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from usbpo.errors import UsbpoError
-from usbpo.files import write_text
+from usbpo.files import write_json, write_text
 from usbpo.report import comparison, curves, diagnostics, drawing, scores, tables, theory_figures, trigger_history
 from usbpo.report.records import read_run
 from usbpo.report.runs import RunFiles
@@ -67,6 +67,8 @@ def results(
     }.items():
         write_text(output / f"{name}.md", page.markdown())
         write_text(output / f"{name}.html", page.html())
+
+    write_json(output / "metrics.json", scores.metrics(compared))
 
     drawing.save(lambda: curves.learning_curves(evaluated), output / "learning_curves")
     drawing.save(lambda: curves.beside_published(evaluated), output / "beside_published")

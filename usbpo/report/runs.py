@@ -23,7 +23,7 @@ FILES = (
     *("learning_curves.svg", "learning_curves.png", "learning_curves.csv", "evaluations.csv"),
     *("beside_published.svg", "beside_published.png", "beside_published.csv"),
     *("final_returns.html", "final_returns.md", "final_returns.csv"),
-    *("comparison.html", "comparison.md", "comparison.csv", "steps_to_return.csv"),
+    *("comparison.html", "comparison.md", "comparison.csv", "steps_to_return.csv", "metrics.json"),
     *("aggregate.svg", "aggregate.png", "aggregate.csv"),
     *("probability_of_improvement.svg", "probability_of_improvement.png", "probability_of_improvement.csv"),
     *("model_shift_and_bias.svg", "model_shift_and_bias.png", "model_shift_and_bias.csv"),

@@ -88,6 +88,18 @@ class TaskScores:
         return [(share, self.yardstick.level(share)) for share in SHARES] if self.yardstick else []
 
 
+def metrics(tasks: Iterable[TaskScores]) -> dict[str, dict[str, dict[str, float]]]:
+    """`metrics.json`, by task and method: the interquartile mean of each of `SCORES` over seeds, and their number."""
+    return {
+        task.task: {
+            method: {score: float(scores.estimates[score].value) for score in SCORES}
+            | {"on_policy_steps": scores.steps, "seeds": len(scores.curve.seeds)}
+            for method, scores in task.methods.items()
+        }
+        for task in tasks
+    }
+
+
 @dataclass(frozen=True)
 class Pooled:
     """One method over all tasks, its scores as shares of each task's yardstick."""

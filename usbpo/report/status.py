@@ -291,7 +291,7 @@ def stages_at_work(root: Path) -> dict[Run, tuple[str, int]] | None:
     Snakemake marks each output that it has begun in .snakemake/incomplete, under a name that is the path in base64.
     A mark that is older than the locks of the Snakemake at work was left by one that was killed.
     """
-    started = _snakemake_started(root)
+    started = snakemake_started(root)
     if started is None:
         return None
     found: dict[Run, tuple[str, int]] = {}
@@ -311,7 +311,7 @@ def stages_at_work(root: Path) -> dict[Run, tuple[str, int]] | None:
     return found
 
 
-def _snakemake_started(root: Path) -> float | None:
+def snakemake_started(root: Path) -> float | None:
     """When the Snakemake at work in `root` took its locks, seconds since 1970; None if none is at work."""
     try:
         times = [path.stat().st_mtime for path in (root / ".snakemake" / "locks").glob("*.lock")]

@@ -12,7 +12,7 @@ from snakemake.io import IOFile
 from snakemake.logging import logger
 from snakemake.utils import validate
 
-from usbpo import layout, lifetime
+from usbpo import layout, lifetime, provenance
 from usbpo.config import with_numbers
 from usbpo.errors import UsbpoError
 from usbpo.fingerprint import fingerprint
@@ -37,6 +37,8 @@ try:
     if workflow.is_main_process:
         check_writable(Path())
         lifetime.hold_workspace(Path())
+        for sentence in [*provenance.restore(Path()), *PLAN.left_out()]:
+            logger.warning(f"usbpo: {sentence}")
 except UsbpoError as error:
     sys.exit(f"usbpo: {error}")
 
@@ -76,7 +78,8 @@ def artifacts(wildcards):
 
 
 def result_files(wildcards):
-    return rules.results.output
+    """The results, unless cycles that they are drawn from were not pulled."""
+    return [] if PLAN.left_behind() else rules.results.output
 
 
 def told(function):

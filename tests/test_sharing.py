@@ -1,0 +1,479 @@
+"""Runs are shared by git and DVC: whoever pulls goes on where they were made, and nothing is lost on the way."""
+
+import gzip
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from sharing_tools import (
+    RUN,
+    cache,
+    clone,
+    dvc,
+    git,
+    project,
+    pull,
+    shared_files,
+    shuffle_times,
+    snake,
+    usbpo,
+    without,
+)
+from workflow_tools import MBPO, RESULTS, USBPO, Job, copied, finished_workspace, jobs, jobs_in
+
+from usbpo import provenance
+from usbpo.layout import PROVENANCE
+from usbpo.publish import Tracked, _targets
+
+NOTHING = "Nothing to be done"
+NEWEST = (f"{RUN}/data", f"{RUN}/00002", f"{RUN}/00003", f"{RUN}/{PROVENANCE}")
+"""What the next cycle of the run of USB-PO reads, and the provenance: D_model is of two cycles."""
+pytestmark = pytest.mark.xdist_group("sharing")
+
+
+def planned(folder: Path, *arguments: str) -> set[Job]:
+    return jobs_in(snake(folder, *arguments, "--dry-run"))
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project of someone who ran the default experiment and published it; not to be changed."""
+    folder = tmp_path_factory.mktemp("sharing")
+    made = project(folder / "first", finished_workspace(tmp_path_factory))
+    dvc(made, "remote", "add", "--default", "store", str(folder / "store"))
+    dvc(made, "repro")
+    usbpo(made, "publish")
+    git(made, "commit", "--all", "--quiet", "--message", "Publish")
+    return made
+
+
+@pytest.fixture(scope="session")
+def second(first: Path) -> Path:
+    """A clone with everything pulled; not to be changed."""
+    made = clone(first, first.parent / "second")
+    pull(made)
+    return made
+
+
+@pytest.fixture
+def pulled(second: Path, tmp_path: Path) -> Path:
+    """A copy of it, in which Snakemake has not been yet."""
+    return copied(second, tmp_path / "pulled")
+
+
+# ---- publishing --------------------------------------------------------------------------------------------------
+
+
+def test_publishing_leaves_nothing_but_a_commit_to_do(first: Path) -> None:
+    assert git(first, "status", "--porcelain") == ""
+    tracked = git(first, "ls-files", "data").split()
+    assert tracked == ["data/.gitkeep", *(f"data/runs/{run}.dvc" for run in sorted((MBPO, USBPO)))]
+    assert "up to date" in dvc(first, "status")
+    assert "in sync" in dvc(first, "status", "--cloud")
+
+
+def test_what_is_published_says_nothing_of_time_and_place(first: Path) -> None:
+    for path in first.glob(f"data/*/**/{PROVENANCE}"):
+        packed = path.read_bytes()
+        assert packed[4:8] == bytes(4), "gzip's time"
+        text = gzip.decompress(packed).decode()
+        assert str(first) not in text
+        assert str(Path.home()) not in text
+        for line in text.splitlines()[1:]:
+            assert not {"starttime", "endtime", "job_hash"} & json.loads(line)["record"].keys()
+
+
+def test_publishing_again_changes_nothing(first: Path, tmp_path: Path) -> None:
+    again = copied(first, tmp_path / "again")
+    before = shared_files(again)
+    said = usbpo(again, "publish")
+    assert "nothing new" in said
+    assert shared_files(again) == before
+    assert git(again, "status", "--porcelain") == ""
+
+
+# ---- pulling everything ------------------------------------------------------------------------------------------
+
+
+def test_after_clone_and_pull_nothing_is_to_be_done(first: Path, pulled: Path) -> None:
+    assert shared_files(pulled) == shared_files(first)
+    assert NOTHING in snake(pulled)
+    shuffle_times(pulled)
+    assert NOTHING in snake(pulled), "nor with other time stamps"
+    assert git(pulled, "status", "--porcelain") == ""
+    assert "up to date" in dvc(pulled, "status")
+
+
+@pytest.mark.slow
+def test_the_provenance_of_the_clone_is_that_of_the_original(first: Path, pulled: Path) -> None:
+    snake(pulled)
+    for path in pulled.glob(f"data/*/**/{PROVENANCE}"):
+        path.unlink()
+    usbpo(pulled, "publish", "--no-push")
+    assert shared_files(pulled) == shared_files(first)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        pytest.param("data/results/demo/comparison.csv", RESULTS, marks=pytest.mark.slow),
+        (f"{RUN}/00002/evaluation.h5", {Job("evaluate", USBPO, 2)} | RESULTS),
+        (f"data/runs/{MBPO}/00003/theory.h5", {Job("theory", MBPO, 3)} | RESULTS),
+    ],
+)
+def test_what_is_deleted_after_the_pull_is_made_again_alone(
+    first: Path, pulled: Path, path: str, expected: set[Job]
+) -> None:
+    (pulled / path).unlink()
+    assert planned(pulled) == expected
+    if expected == RESULTS:
+        snake(pulled)
+        assert shared_files(pulled) == shared_files(first)
+
+
+@pytest.mark.slow
+def test_what_follows_from_a_deleted_model_is_what_follows_where_it_was_made(
+    first: Path, pulled: Path, tmp_path: Path
+) -> None:
+    original = copied(first, tmp_path / "original")
+    for folder in (original, pulled):
+        (folder / RUN / "00003/model.safetensors").unlink()
+    assert planned(pulled) == planned(original)
+
+
+def test_a_deleted_cycle_is_made_again_once_snakemake_has_seen_it(pulled: Path) -> None:
+    snake(pulled)
+    shutil.rmtree(pulled / RUN / "00003")
+    assert {job.number for job in planned(pulled) - RESULTS} == {3}
+
+
+def test_changed_parameters_are_noticed_as_where_the_run_was_made(pulled: Path) -> None:
+    method = pulled / "config/algorithms/test-mbpo.yaml"
+    content = yaml.safe_load(method.read_text())
+    method.write_text(yaml.safe_dump(content | {"evaluate": {"episodes": 3}}))
+    assert planned(pulled) == jobs("evaluate", range(4)) | RESULTS
+
+
+def test_more_cycles_only_add_jobs(pulled: Path) -> None:
+    wanted = planned(pulled, "--config", "steps=120")
+    assert {job.number for job in wanted - RESULTS} == {4}
+
+
+@pytest.mark.slow
+def test_ten_more_cycles_are_those_of_someone_who_never_stopped(first: Path, pulled: Path, tmp_path: Path) -> None:
+    original = copied(first, tmp_path / "original")
+    more = ("--config", "steps=390")
+    assert {job.number for job in planned(pulled, *more) - RESULTS} == set(range(4, 14))
+    for folder in (original, pulled):
+        snake(folder, *more)
+    made, expected = shared_files(pulled), shared_files(original)
+    assert {name: made[name] for name in without(made, PROVENANCE)} == {
+        name: expected[name] for name in without(expected, PROVENANCE)
+    }
+    assert NOTHING in snake(pulled, *more)
+
+
+# ---- pulling what the next cycle needs ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def newest(first: Path) -> Path:
+    """A clone with what the next cycle of USB-PO's run reads; not to be changed."""
+    made = clone(first, first.parent / "newest")
+    pull(made, *NEWEST)
+    return made
+
+
+def test_with_the_newest_cycles_alone_training_goes_on_and_nothing_earlier_is_made_again(
+    newest: Path, tmp_path: Path
+) -> None:
+    here = copied(newest, tmp_path / "here")
+    assert planned(here, "--config", "methods=[test-usbpo]") == set()
+    said = snake(here, "--config", "methods=[test-usbpo]", "steps=120", "--dry-run")
+    stages = ("collect", "phase1", "phase2", "rollout", "policy", "evaluate", "theory")
+    assert jobs_in(said) == {Job(stage, USBPO, 4) for stage in stages}
+    assert "cycles 0 to 1 are published and not pulled" in said, "it says which cycles are left out"
+    assert "dvc pull" in said
+
+
+@pytest.mark.slow
+def test_what_goes_on_from_the_newest_cycles_is_published_beside_what_was(
+    first: Path, newest: Path, tmp_path: Path
+) -> None:
+    here, never_stopped = copied(newest, tmp_path / "here"), copied(first, tmp_path / "never-stopped")
+    before = shared_files(first)
+    alone = ("--config", "methods=[test-usbpo]", "steps=120")
+    for folder in (here, never_stopped):
+        snake(folder, *alone)
+    assert not (here / RUN / "00001").exists()
+    expected = shared_files(never_stopped, f"{RUN}/00004")
+    assert len(expected) == 11
+    assert shared_files(here, f"{RUN}/00004") == expected
+
+    usbpo(here, "publish", USBPO)
+    git(here, "commit", "--all", "--quiet", "--message", "A cycle more")
+    third = clone(here, tmp_path / "third")
+    pull(third)
+    after = shared_files(third)
+    kept = without(before, PROVENANCE)
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert shared_files(third, f"{RUN}/00004") == expected
+    assert planned(third, *alone) == RESULTS
+
+
+def test_a_file_of_a_cycle_that_was_pulled_is_made_again(newest: Path, tmp_path: Path) -> None:
+    here = copied(newest, tmp_path / "here")
+    (here / RUN / "00003/evaluation.h5").unlink()
+    assert planned(here, "--config", "methods=[test-usbpo]") == {Job("evaluate", USBPO, 3)}
+
+
+@pytest.mark.slow
+def test_the_rest_can_be_pulled_later(newest: Path, tmp_path: Path) -> None:
+    here = copied(newest, tmp_path / "here")
+    snake(here, "--config", "methods=[test-usbpo]")
+    pull(here)
+    assert NOTHING in snake(here)
+
+
+@pytest.mark.slow
+def test_a_run_with_temporary_rollouts_goes_on_where_it_was_pulled(first: Path, tmp_path: Path) -> None:
+    content = {"experiment": "demo", "tasks": ["test-pendulum"], "methods": ["test-usbpo"], "seeds": [1], "steps": 90}
+    original = clone(first, tmp_path / "original")
+    (original / "config/config.yaml").write_text(yaml.safe_dump(content | {"rollouts": "temporary"}))
+    snake(original)
+    usbpo(original, "publish")
+    git(original, "commit", "--all", "--quiet", "--message", "Another seed, without its rollouts")
+    here = clone(original, tmp_path / "here")
+    pull(here, "data/runs/test-pendulum/test-usbpo/seed-1", "data/results/demo")
+    assert shared_files(here) == {n: s for n, s in shared_files(original).items() if "seed-0" not in n}
+    rollouts = sorted(path.parent.name for path in here.glob("data/runs/*/*/seed-1/*/rollouts.h5"))
+    assert rollouts == ["00002", "00003"]
+    assert NOTHING in snake(here)
+    more = ("--config", "steps=120")
+    assert {job.number for job in planned(here, *more) - RESULTS} == {4}
+    (here / "data/runs/test-pendulum/test-usbpo/seed-1/00002/evaluation.h5").unlink()
+    assert planned(here) == {Job("evaluate", "test-pendulum/test-usbpo/seed-1", 2)} | RESULTS
+
+
+# ---- links into the cache ----------------------------------------------------------------------------------------
+
+
+KINDS = ("symlink", "hardlink", "reflink", "copy")
+
+
+def linked(first: Path, to: Path, kind: str) -> Path:
+    """A clone whose files are links of a kind into its cache."""
+    here = clone(first, to)
+    dvc(here, "config", "--local", "cache.type", kind)
+    if kind == "reflink" and not _reflinks(to):
+        pytest.skip("this file system has no reflinks")
+    dvc(here, "pull")
+    a_model = here / RUN / "00003/model.safetensors"
+    assert a_model.is_symlink() == (kind == "symlink")
+    assert (a_model.stat().st_nlink > 1) == (kind == "hardlink")
+    return here
+
+
+@pytest.mark.parametrize("kind", ["symlink", pytest.param("hardlink", marks=pytest.mark.slow)])
+def test_a_stage_replaces_a_link_and_does_not_follow_it(first: Path, tmp_path: Path, kind: str) -> None:
+    here = linked(first, tmp_path / "here", kind)
+    evaluation = here / f"{RUN}/00003/evaluation.h5"
+    objects, content = cache(here), evaluation.read_bytes()
+    snake(here, f"{RUN}/00003/evaluation.h5", "--force")
+    assert evaluation.read_bytes() == content
+    assert not evaluation.is_symlink()
+    assert evaluation.stat().st_nlink == 1
+    assert cache(here) == objects
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_that_runs_again_writes_into_the_cache(first: Path, tmp_path: Path, kind: str) -> None:
+    here = linked(first, tmp_path / "here", kind)
+    before, objects = shared_files(here), cache(here)
+    assert NOTHING in snake(here)
+    assert cache(here) == objects
+    snake(here, "--forceall")
+    assert cache(here) == objects
+    assert shared_files(here) == before
+    usbpo(here, "publish", "--no-push")
+    snake(here, "--config", "steps=60")
+    assert all(cache(here)[name] == sha for name, sha in objects.items())
+
+
+def _reflinks(folder: Path) -> bool:
+    import dvc_objects.fs.system as system
+
+    source = folder / "probe"
+    source.write_text("x")
+    try:
+        system.reflink(str(source), str(folder / "probe-2"))
+    except OSError:
+        return False
+    return True
+
+
+# ---- what a user of DVC expects ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_dvc_shows_metrics_parameters_and_plots_and_their_changes(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    shown = json.loads(dvc(here, "metrics", "show", "--json"))
+    expected = json.loads((here / "data/results/demo/metrics.json").read_text())
+    assert shown[""]["data"]["data/results/demo/metrics.json"]["data"] == expected
+    assert "up to date" in dvc(here, "repro")
+
+    config = here / "config/config.yaml"
+    config.write_text(config.read_text().replace("steps: 90", "steps: 60"))
+    assert json.loads(dvc(here, "params", "diff", "--json")) == {
+        "config/config.yaml": {"steps": {"old": 90, "new": 60, "diff": -30}}
+    }
+    assert "config/config.yaml" in dvc(here, "status")
+    said = dvc(here, "repro")
+    assert "snakemake --cores all" in said
+    changes = json.loads(dvc(here, "metrics", "diff", "--json"))["data/results/demo/metrics.json"]
+    assert changes["test-pendulum.test-usbpo.on_policy_steps"] == {"old": 90, "new": 60, "diff": -30}
+    dvc(here, "plots", "show", "--out", "plots")
+    page = (here / "plots/index.html").read_text()
+    assert "test-usbpo" in page
+    assert "learning_curves.png" in page
+    dvc(here, "plots", "diff", "--out", "changes", "HEAD")
+
+
+def test_an_artifact_is_got_by_its_name(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    text = (here / "dvc.yaml").read_text()
+    path = f"{RUN}/00003/policy.safetensors"
+    (here / "dvc.yaml").write_text(
+        text.replace("data/runs/InvertedPendulum/usbpo/seed-0/00010/policy.safetensors", path)
+    )
+    assert path in (here / "dvc.yaml").read_text()
+    git(here, "commit", "--all", "--quiet", "--message", "Name a policy")
+    git(here, "tag", "--annotate", "inverted-pendulum-usbpo@v1.0.0", "--message", "first")
+    dvc(tmp_path, "artifacts", "get", str(here), "inverted-pendulum-usbpo", "--out", "got.safetensors")
+    assert (tmp_path / "got.safetensors").read_bytes() == (here / path).read_bytes()
+
+
+# ---- what cannot be --------------------------------------------------------------------------------------------
+
+
+def test_bad_publishing_ends_in_one_sentence_and_changes_nothing(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    assert "no run has this name" in usbpo(here, "publish", "Nowhere/usbpo/seed-0", fails=True)
+    assert "nothing is published" in usbpo(here, "publish", "quick", fails=True)
+    dvc(here, "remote", "remove", "store")
+    assert "dvc remote add" in usbpo(here, "publish", fails=True)
+    outside = tmp_path / "outside"
+    shutil.copytree(first / "data", outside / "data")
+    shutil.copytree(first / ".snakemake", outside / ".snakemake")
+    said = usbpo(outside, "publish", "config/experiments/test.yaml", fails=True)
+    for sentence in (said,):
+        assert "Traceback" not in sentence
+    assert git(here, "status", "--porcelain").split() == ["M", ".dvc/config"]
+
+
+def test_what_snakemake_has_not_finished_is_not_published(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    stray = here / RUN / "00003/notes.txt"
+    stray.write_text("by hand")
+    (here / RUN / "00004").mkdir()
+    (here / RUN / "00004/policy.safetensors").write_bytes(b"half")
+    usbpo(here, "publish", USBPO, "--no-push")
+    third = clone(here, tmp_path / "third")
+    shutil.copy2(here / f"{RUN}.dvc", third / f"{RUN}.dvc")
+    dvc(third, "pull", f"{RUN}.dvc")
+    assert not (third / RUN / "00004").exists()
+    assert not (third / RUN / "00003/notes.txt").exists()
+
+
+ALL = ("data/00000.h5", "00000/policy.json", "00001/policy.json", "00001/rollouts.h5", PROVENANCE)
+NO_ROLLOUTS = (*ALL[:3], PROVENANCE)
+Names = tuple[str, ...]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A workspace with the files of two cycles, two logs and nothing else."""
+    for name in ALL:
+        (tmp_path / RUN / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / RUN / name).touch()
+    (tmp_path / RUN / "logs/00000").mkdir(parents=True)
+    (tmp_path / RUN / "logs/00000/policy.log").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("shared", "changed", "missing", "expected"),
+    [
+        (ALL, None, (), [""]),
+        (ALL, ("00001/policy.json",), (), [""]),
+        (ALL, ("00001/policy.json", "00001/rollouts.h5"), ("00007/policy.json",), ["00001", PROVENANCE]),
+        (ALL, ("00001/policy.json",), ("00001/evaluation.h5",), ["00001/policy.json", PROVENANCE]),
+        (NO_ROLLOUTS, ("00000/policy.json", "00001/policy.json"), (), ["00000", "00001/policy.json", PROVENANCE]),
+        (NO_ROLLOUTS, None, (), ["00000", "00001/policy.json", "data", PROVENANCE]),
+    ],
+)
+def test_dvc_is_told_to_add_what_is_shared_and_to_drop_nothing(
+    folder: Path, shared: Names, changed: Names | None, missing: Names, expected: list[str]
+) -> None:
+    def of_run(names: Names) -> frozenset[str]:
+        return frozenset(f"{RUN}/{name}" for name in names)
+
+    tracked = None if changed is None else Tracked(of_run(changed), of_run(missing))
+    targets = _targets(folder, RUN, of_run(shared), tracked)
+    assert targets == [f"{RUN}/{name}".rstrip("/") for name in expected]
+
+
+# ---- the provenance of itself ------------------------------------------------------------------------------------
+
+
+def test_records_of_another_format_are_not_used_and_equal_times_do(pulled: Path) -> None:
+    for path in pulled.glob(f"data/*/**/{PROVENANCE}"):
+        head, *lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
+        other = json.dumps(json.loads(head) | {"format": 99}) + "\n"
+        path.write_bytes(gzip.compress("".join([other, *lines]).encode(), mtime=0))
+    said = snake(pulled)
+    assert "format 99" in said
+    assert NOTHING in said
+    assert not list((pulled / ".snakemake/metadata").glob("*"))
+    (pulled / RUN / "00002/evaluation.h5").unlink()
+    assert planned(pulled) == {Job("evaluate", USBPO, 2)} | RESULTS
+
+
+def test_a_file_of_other_content_keeps_its_own_record(pulled: Path) -> None:
+    path = pulled / RUN / "00003/evaluation.h5"
+    path.unlink()
+    path.write_bytes(b"another content")
+    said = snake(pulled, "--dry-run")
+    assert f"{RUN}/00003/evaluation.h5 is not what" in said
+    assert "dvc checkout" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"{}\n"), gzip.compress(b"no json\n")])
+def test_damaged_provenance_ends_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "data/runs/T/M/seed-0" / PROVENANCE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(provenance.UsbpoError, match="damaged"):
+        provenance.read(path)
+
+
+@pytest.mark.parametrize("name", ["data/runs/T/M/seed-1/00000/policy.json", "data/runs/T/M/seed-0/../../x"])
+def test_provenance_of_another_folder_ends_in_one_sentence(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "data/runs/T/M/seed-0" / PROVENANCE
+    provenance.write(path, {name: provenance.Entry({"rule": "r"})})
+    with pytest.raises(provenance.UsbpoError, match="of another folder"):
+        provenance.restore(tmp_path)
+
+
+def test_equal_entries_give_equal_bytes(tmp_path: Path) -> None:
+    entries = {f"data/{n}": provenance.Entry({"rule": "r", "input_checksums": {"a": "b"}}, "0" * 64) for n in range(9)}
+    provenance.write(tmp_path / "one", entries)
+    os.utime(tmp_path / "one", (0, 0))
+    provenance.write(tmp_path / "two", dict(reversed(entries.items())))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert provenance.read(tmp_path / "two") == (provenance.format_number(), entries)
