@@ -1,8 +1,8 @@
 """What products in bfloat16 do to the model: its hold-out error after phase 1, shift and bias after phase 2, the time.
 
-    python benchmarks/precision.py [--seeds 0 1 2] [--rows 5000] [--task Hopper]
+    python benchmarks/precision.py [--seeds 0 1 2] [--rows 5000] [--task Hopper] [--max-epochs N]
 
-For each seed, real rows are collected with random actions. Phase 1 is trained to its end on them three times: in
+For each seed, real rows are collected with random actions. Phase 1 is trained on them three times: in
 float32, in bfloat16 with the same random numbers, and in float32 with others, which says how much two trainings differ
 anyway. Then the rows of a cycle of 250 steps come, M2 is trained on all in float32, and phase 2 fine-tunes that same M2
 in either precision against the float32 model M1, with the same draws.
@@ -165,10 +165,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=5000, help="collected with random actions")
     parser.add_argument("--task", default="Hopper")
+    parser.add_argument("--max-epochs", type=int, help="end phase 1 after so many; without it when no member improves")
     parser.add_argument("--no-phase2", action="store_true", help="leave out phase 2")
     given = parser.parse_args()
     torch.set_num_threads(1)
     config = load_run(given.task, "usbpo", FOLDERS)
+    config = config.model_copy(update={"phase1": config.phase1.model_copy(update={"max_epochs": given.max_epochs})})
     lines1, lines2 = [], []
     for seed in given.seeds:
         with TemporaryDirectory() as folder:

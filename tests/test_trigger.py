@@ -218,13 +218,17 @@ def advance(run: Run, root: Path, cycle: int, **changes: Any) -> dict[str, Any]:
     return dict(json.loads((root / run.path(layout.TRIGGER, cycle)).read_text()))
 
 
-@pytest.mark.parametrize("method", ["test-cmlo", "test-usbpo"])
-def test_it_does_what_the_stages_do_check_by_check(method: str, run_with: Callable[..., Run], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "precision"), [("test-cmlo", "float32"), ("test-usbpo", "float32"), ("test-usbpo", "bfloat16")]
+)
+def test_it_does_what_the_stages_do_check_by_check(
+    method: str, precision: str, run_with: Callable[..., Run], tmp_path: Path
+) -> None:
     """Two cycles of three checks against the other stages, called by hand at each check, to the last bit."""
     run = run_with(method)
     root, staged = tmp_path / "root", tmp_path / "staged"
     begin(run, root)
-    checks = [check for cycle in (1, 2) for check in advance(run, root, cycle)["checks"]]
+    checks = [check for cycle in (1, 2) for check in advance(run, root, cycle, precision=precision)["checks"]]
     fired = [number for number, check in enumerate(checks, start=1) if check["fired"]]
     assert fired[0] == 1
     assert 2 <= len(fired) < 6, "some checks train, some do not"
@@ -252,7 +256,7 @@ def test_it_does_what_the_stages_do_check_by_check(method: str, run_with: Callab
             state = Trigger(reference_volume=volume)
             mle = folder / "mle.safetensors"
             phase1(
-                data=data, output=mle, metrics=folder / "1.json", previous_model=model, **identity,
+                data=data, output=mle, metrics=folder / "1.json", previous_model=model, precision=precision, **identity,
                 **config.model.model_dump(), **config.phase1.model_dump(),
             )  # fmt: skip
             previous, model = model, mle
@@ -262,12 +266,13 @@ def test_it_does_what_the_stages_do_check_by_check(method: str, run_with: Callab
                     data=data, rollouts=made, model_mle=mle, previous_model=previous, output=model,
                     metrics=folder / "2.json", holdout_ratio=config.phase1.holdout_ratio,
                     holdout_limit=config.phase1.holdout_limit, retained_updates=run.schedule.retained_updates,
-                    **identity, **config.phase2.model_dump(),
+                    precision=precision, **identity, **config.phase2.model_dump(),
                 )  # fmt: skip
             made.append(folder / "rollouts.h5")
             rollout(
                 data=data, model=model, policy=agent, output=made[-1], metrics=folder / "r.json",
-                termination=config.environment.termination, length=1, batch_size=config.rollout.batch_size, **identity,
+                termination=config.environment.termination, length=1, batch_size=config.rollout.batch_size,
+                precision=precision, **identity,
             )  # fmt: skip
         updated = folder / "policy.safetensors"
         options = config.policy.model_dump()
