@@ -37,6 +37,7 @@ def lay_out(folder: Path) -> Path:
         path.write_text(content, encoding="utf-8")
     experiment = config.read_yaml(folder / "config/experiments/rail.yaml")
     experiment |= {"tasks": ["Rail", "Pendulum"], "steps": {"Rail": 60, "Pendulum": 400}}
+    experiment["artifacts"] = {"keep": "all"}
     (folder / "both.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
     return folder
 
