@@ -184,6 +184,5 @@ def begin():
 
     gc.freeze()
     gc.enable()
-    os.environ.update(USBPO_WORKER=worker.start(OWNER))
-    if os.environ["USBPO_WORKER"]:
-        os.environ.update(client.shell_function())
+    served = worker.start(OWNER)
+    os.environ.update(USBPO_WORKER=served, **(client.shell_function() if served else {}))
