@@ -184,5 +184,6 @@ def begin():
 
     gc.freeze()
     gc.enable()
-    served = worker.start(OWNER)
-    os.environ.update(USBPO_WORKER=served, **(client.shell_function() if served else {}))
+    os.environ.update(USBPO_WORKER=worker.start(OWNER))
+    if not workflow.deployment_settings.deployment_method:  # else jobs have a `usbpo` in an environment of their own
+        os.environ.update(client.shell_function())
