@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from workflow_tools import dry_run, set_key
+from workflow_tools import copied_project, dry_run, set_key
 
 from usbpo import device, gpus
 
@@ -120,20 +120,26 @@ def test_where_no_lock_can_be_had_it_is_the_current_one(
 
 
 def test_jobs_with_networks_take_a_gpu_unless_their_run_is_on_the_cpu(tmp_path: Path) -> None:
-    set_key(tmp_path, "algorithms/test-mbpo", "device", "cpu")  # test-usbpo's base
-    set_key(tmp_path, "algorithms/test-usbpo", "device", "auto")
-    found: dict[tuple[str, str], set[str]] = {}
-    for job in dry_run(tmp_path).split("\nrule ")[1:]:
-        method = re.search(r"method=(\S+),", job)
-        if method:
-            gpu = re.search(r"gpu=(\d+)", job)
-            found.setdefault((job.split(":")[0], method[1]), set()).add(gpu[1] if gpu else "none")
-    with_networks = ("phase1", "rollout", "policy")
-    assert {found[rule, "test-usbpo"] == {"1"} for rule in (*with_networks, "phase2")} == {True}
-    assert {found[rule, "test-mbpo"] == {"0"} for rule in with_networks} == {True}
-    assert {gpu for (rule, _), gpus in found.items() for gpu in gpus if rule in ("collect", "evaluate", "theory")} == {
-        "none"
-    }
+    project, variables = copied_project(tmp_path / "project")
+    for rules in (project / "workflow/rules").glob("*.smk"):  # with a message, a dry run does not print the resources
+        rules.write_text(re.sub(r"    message:\n.*\n", "", rules.read_text()))
+    set_key(project, "algorithms/test-mbpo", "device", "cpu")  # the base of test-usbpo
+    set_key(project, "algorithms/test-usbpo", "device", "auto")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    taken: dict[tuple[str, str], set[str]] = {}
+    for rule, job in re.findall(
+        r"^rule (\w+):\n((?:    .*\n)+)", dry_run(folder, project=project, **variables), flags=re.MULTILINE
+    ):
+        for method in re.findall(r"method=([\w-]+)", job):
+            taken.setdefault((rule, method), set()).update(re.findall(r"gpu=(\d)", job) or ["none"])
+    stages = ("phase1", "rollout", "policy")
+    with_networks = {(rule, "test-usbpo"): {"1"} for rule in (*stages, "phase2")}
+    on_the_cpu = {(rule, "test-mbpo"): {"0"} for rule in stages}
+    others = {(rule, m): {"none"} for rule in ("collect", "evaluate", "theory") for m in ("test-usbpo", "test-mbpo")}
+    assert {key: taken.get(key) for key in with_networks} == with_networks
+    assert {key: taken.get(key) for key in on_the_cpu} == on_the_cpu
+    assert {key: taken.get(key) for key in others} == others
 
 
 def test_on_the_cpu_no_gpu_is_taken(two_gpus: list[int], tmp_path: Path) -> None:

@@ -234,5 +234,5 @@ def begin():
     gc.freeze()
     gc.enable()
     os.environ.update(USBPO_WORKER=worker.start(OWNER))
-    if os.environ["USBPO_WORKER"]:
+    if not workflow.deployment_settings.deployment_method:  # else jobs have a `usbpo` in an environment of their own
         os.environ.update(client.shell_function())
