@@ -120,12 +120,16 @@ def _check(root: Path, push: bool, remote: str | None) -> None:
     """Refuse what could not be finished, before anything is done."""
     if snakemake_started(root) is not None:
         raise UsbpoError(f"{root}: a Snakemake is at work here; publish when it has ended.")
-    if push and remote is None and "(default)" not in _dvc(root, "remote", "list"):
+    listed = _dvc(root, "remote", "list")
+    if not listed or not push:
         _dvc(root, "root")  # no repository is the greater fault
+    if push and remote is None and "(default)" not in listed:
         raise UsbpoError(
             "no remote is known to DVC: `dvc remote add --default NAME URL` names one (docs/sharing.md), "
             "and --no-push publishes without."
         )
+    if push and remote is not None and remote not in (line.split()[0] for line in listed.splitlines()):
+        raise UsbpoError(f"--remote {remote}: DVC knows no such remote; `dvc remote list` says which it knows.")
 
 
 def _finished(run: Run, root: Path) -> Files | None:
