@@ -65,8 +65,8 @@ def _fill(buffer: Any, obs_dim: int, act_dim: int) -> None:
     buffer.full = True
 
 
-def torchrl(obs_dim: int, act_dim: int) -> Step:
-    """TorchRL's SACLoss, SoftUpdate and replay buffer, put together as in its own example, without torch.compile."""
+def torchrl(obs_dim: int, act_dim: int, compiled: bool = False) -> Step:
+    """TorchRL's SACLoss, SoftUpdate and replay buffer, put together as in its own example."""
     from tensordict import TensorDict
     from tensordict.nn import TensorDictModule
     from tensordict.nn.distributions import NormalParamExtractor
@@ -94,14 +94,23 @@ def torchrl(obs_dim: int, act_dim: int) -> Step:
     reached = {"observation": following, "reward": rewards[:, None], "done": ended, "terminated": ended.clone()}
     buffer.extend(TensorDict({"observation": observations, "action": actions, "next": reached}, batch_size=[STORED]))
 
-    def step() -> None:
-        losses = loss(buffer.sample())
+    def update(rows: TensorDict) -> None:
+        losses = loss(rows)
         (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
         adam.step()
         adam.zero_grad(set_to_none=True)
         targets.step()
 
-    return step
+    if compiled:
+        update = torch.compile(update)
+        for _ in range(50):  # it is compiled more than once
+            update(buffer.sample())
+    return lambda: update(buffer.sample())
+
+
+def compiled_torchrl(obs_dim: int, act_dim: int) -> Step:
+    """The same with the update compiled by torch.compile, for which TorchRL's example has an option."""
+    return torchrl(obs_dim, act_dim, compiled=True)
 
 
 def cleanrl(obs_dim: int, act_dim: int) -> Step:
@@ -187,5 +196,8 @@ PEERS: dict[str, tuple[Callable[[int, int], Step], int]] = {
     "CleanRL": (cleanrl, 2),
     "TorchRL": (torchrl, 1),
     "mbrl-lib": (mbrl_lib, 1),
+    "TorchRL, compiled": (compiled_torchrl, 1),
 }
 """The function that makes a step, and how many updates one call takes."""
+SLOW = {"TorchRL, compiled"}
+"""What takes a minute to begin with"""

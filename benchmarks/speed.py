@@ -1,6 +1,6 @@
 """How fast the policy's work is: a soft actor-critic update, a batch, and an action for one real step.
 
-    python benchmarks/speed.py [--repetitions N] [--task Hopper|Humanoid]
+    python benchmarks/speed.py [--repetitions N] [--task Hopper|Humanoid] [--compile]
 
 Ours beside the plain autograd version (plain_sac.py), other people's (sac_peers.py) as far as they can be imported, and
 what the products alone would take at the speed that torch.mm reaches here. The model's rows are model_speed.py's.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from measuring import PRODUCT_FLOPS, interleaved, machine, product, sac_update_flops
 from plain_sac import Batch, PlainLearner, update
-from sac_peers import PEERS
+from sac_peers import PEERS, SLOW
 
 from usbpo import sac
 from usbpo.acting import OneByOne
@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=40)
     parser.add_argument("--task", choices=sorted(SIZES), default="Hopper", help="whose sizes")
+    parser.add_argument("--compile", action="store_true", help="TorchRL's update also compiled, which takes a minute")
     given = parser.parse_args()
     torch.set_num_threads(1)
     obs_dim, act_dim = SIZES[given.task]
@@ -78,6 +79,8 @@ def main() -> None:
     }
     absent = []
     for name, (make, updates) in PEERS.items():
+        if name in SLOW and not given.compile:
+            continue
         try:
             functions[name] = (make(obs_dim, act_dim), 6 // updates)
         except ImportError as error:
