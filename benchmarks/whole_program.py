@@ -303,8 +303,8 @@ def measured(side: str, python: str, settings: dict[str, Any]) -> dict[str, Any]
             sys.exit(f"whole_program: {side} failed.")
         found: dict[str, Any] = json.loads((Path(folder) / "found.json").read_text(encoding="utf-8"))
     wall, cpu = total(found)
-    load = os.getloadavg()[0]
-    print(f"{side}: {wall:.0f} s, {cpu:.0f} s of CPU, load {load:.1f}, {found['counts']}", file=sys.stderr)
+    parts = ", ".join(f"{name} {own:.1f}" for name, (_, own) in found["parts"].items())
+    print(f"{side}: {wall:.0f} s, {cpu:.1f} s of CPU ({parts}), load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     return found
 
 
