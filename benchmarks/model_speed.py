@@ -10,8 +10,8 @@ on large square matrices in the same precision. "plain" is `benchmarks/plain_mod
 torch and autograd in float32.
 Every figure is a median over repetitions in which all works take turns. On the CPU it is the time of the one thread and
 not that of the clock on the wall, so that others who use the machine disturb less; on a GPU it is the wall's, with the
-device idle before and after. mbrl-lib's rows appear where it is installed (its rollout step has neither policy nor
-noise).
+device idle before and after. mbrl-lib's rows appear where it is installed (sac_peers.py says how): what its trainer
+does for a minibatch and for a hold-out error, and its model environment with its agent for a rollout step.
 
 First comes what must hold for the table to mean anything: gradients and predictions agree with plain torch in
 double precision on the CPU, and a CUDA graph gives the bits that its kernels give without it. Needs torch, numpy, h5py
@@ -20,12 +20,13 @@ and safetensors, but neither gymnasium nor mujoco; where the package is not inst
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
 import plain_model
 import torch
 from torch import Tensor
@@ -204,26 +205,52 @@ def _no_gradients(function: Callable[..., object], *arguments: object) -> None:
 
 
 def peers(on: Setting) -> list[Work]:
-    """The same by mbrl-lib, where it is installed."""
+    """The same by mbrl-lib, where it is installed: as its trainer and its model environment do it."""
     try:
-        from mbrl.models import GaussianMLP
+        from mbrl.env.termination_fns import hopper as ended
+        from mbrl.models import GaussianMLP, ModelEnv, ModelTrainer, OneDTransitionRewardModel
+        from mbrl.planning.sac_wrapper import SACAgent
+        from mbrl.types import TransitionBatch
+        from mbrl.util.replay_buffer import BootstrapIterator, TransitionIterator
+        from sac_peers import Space, mbrl_agent
     except ImportError:
         return []
-    model = GaussianMLP(
+    networks = GaussianMLP(
         OBS_DIM + ACT_DIM, OBS_DIM + 1, on.device, LAYERS, MEMBERS, WIDTH, propagation_method="random_model",
         learn_logvar_bounds=True, activation_fn_cfg={"_target_": "torch.nn.SiLU"},
     )  # fmt: skip
-    model.set_elite(list(range(ELITES)))
-    adam = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=5e-5)
-    inputs = torch.cat([on.starts, on.actions], dim=1)
-    flops = TRAINING * MEMBERS * MINIBATCH
+    networks.set_elite(list(range(ELITES)))
+    model = OneDTransitionRewardModel(networks, normalize=True, num_elites=ELITES)
+    inputs, targets = on.inputs.numpy(force=True), on.targets.numpy(force=True)
+    observations, never = inputs[:, :OBS_DIM], np.zeros(REAL_ROWS, dtype=bool)
+    columns = observations, inputs[:, OBS_DIM:], observations + targets[:, 1:], targets[:, 0], never, never
+    batch = TransitionBatch(*columns)
+    model.update_normalizer(batch)
+    trainer = ModelTrainer(model, optim_lr=1e-3, weight_decay=5e-5)
+    whole_minibatches = BootstrapIterator(batch[: REAL_ROWS - REAL_ROWS % MINIBATCH], MINIBATCH, MEMBERS, True)
+    held_out = TransitionIterator(batch[:HOLDOUT], MINIBATCH)
+
+    def minibatches() -> Iterator[TransitionBatch]:
+        while True:
+            yield from whole_minibatches
+
+    minibatch, starts = minibatches(), on.starts.numpy(force=True)
+    agent = SACAgent(mbrl_agent(OBS_DIM, ACT_DIM, str(on.device)))
+    environment = ModelEnv(Space(OBS_DIM, ACT_DIM), model, ended, generator=torch.Generator(on.device))
+
+    def rollout() -> None:
+        actions = agent.act(starts, sample=True, batched=True)
+        environment.step(actions, environment.reset(starts), sample=True)
+
+    def predictions() -> None:
+        _no_gradients(networks.forward, on.inputs[:BATCH], None, None, False)
+
+    training, evaluation = TRAINING * MEMBERS * MINIBATCH, FORWARD * MEMBERS * HOLDOUT
     return [
-        Work(
-            "phase-1 minibatch, mbrl-lib",
-            flops,
-            lambda: model.update(on.inputs[on.index], adam, on.targets[on.index]),
-        ),
-        Work("rollout step, mbrl-lib (model alone)", STARTS * FORWARD, lambda: _no_gradients(model.forward, inputs)),
+        Work("phase-1 minibatch, mbrl-lib", training, lambda: model.update(next(minibatch), trainer.optimizer)),
+        Work("hold-out error, mbrl-lib", evaluation, lambda: trainer.evaluate(held_out)),
+        Work("rollout step, mbrl-lib", STARTS * (FORWARD + POLICY_FORWARD), rollout),
+        Work("prediction by all members, mbrl-lib", MEMBERS * BATCH * FORWARD, predictions),
     ]
 
 

@@ -1,9 +1,9 @@
 """How fast the policy's work is: a soft actor-critic update, a batch, and an action for one real step.
 
-    python benchmarks/speed.py [--repetitions N] [--task Hopper|Humanoid]
+    python benchmarks/speed.py [--repetitions N] [--task Hopper|Humanoid] [--compile]
 
-Ours beside the plain autograd version (plain_sac.py), Stable-Baselines3's SAC where it can be imported, and what the
-products alone would take at the speed that torch.mm reaches here. The model's rows are model_speed.py's.
+Ours beside the plain autograd version (plain_sac.py), other people's (sac_peers.py) as far as they can be imported, and
+what the products alone would take at the speed that torch.mm reaches here. The model's rows are model_speed.py's.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from measuring import PRODUCT_FLOPS, interleaved, machine, product, sac_update_flops
 from plain_sac import Batch, PlainLearner, update
+from sac_peers import PEERS, SLOW
 
 from usbpo import sac
 from usbpo.acting import OneByOne
@@ -25,38 +26,12 @@ REPLAY_ROWS = 400_000
 CONSTANTS = {"learning_rate": 3e-4, "discount": 0.99, "polyak": 0.005, "target_entropy": -1.0}
 
 
-def stable_baselines(obs_dim: int, act_dim: int) -> Callable[[], object] | None:
-    """One gradient step of Stable-Baselines3's SAC at the same sizes, the draw of a batch included; None without it."""
-    try:
-        import gymnasium
-        import numpy as np
-        from stable_baselines3 import SAC
-        from stable_baselines3.common.logger import configure
-    except ImportError:
-        return None
-
-    class Space(gymnasium.Env):  # type: ignore[type-arg]
-        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
-        action_space = gymnasium.spaces.Box(-1.0, 1.0, (act_dim,), np.float32)
-
-    keys = {"batch_size": ROWS, "buffer_size": 20_000, "device": "cpu", "ent_coef": "auto", "verbose": 0}
-    agent = SAC("MlpPolicy", Space(), **keys)  # type: ignore[arg-type]
-    agent.set_logger(configure(None, []))
-    buffer = agent.replay_buffer
-    assert buffer is not None
-    generator = np.random.default_rng(0)
-    for name in ("observations", "next_observations", "actions"):
-        array = getattr(buffer, name)
-        array[:] = generator.standard_normal(array.shape, dtype=np.float32).clip(-1, 1)
-    buffer.full = True
-    return lambda: agent.train(gradient_steps=1, batch_size=ROWS)
-
-
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=40)
     parser.add_argument("--task", choices=sorted(SIZES), default="Hopper", help="whose sizes")
+    parser.add_argument("--compile", action="store_true", help="TorchRL's update also compiled, which takes a minute")
     given = parser.parse_args()
     torch.set_num_threads(1)
     obs_dim, act_dim = SIZES[given.task]
@@ -102,10 +77,16 @@ def main() -> None:
         "act": (lambda: policy.sample(observation, action_noise), 100),
         "act in a batch": (act_in_a_batch, 100),
     }
-    peer = stable_baselines(obs_dim, act_dim)
-    if peer is not None:
-        functions["Stable-Baselines3"] = (peer, 5)
+    absent = []
+    for name, (make, updates) in PEERS.items():
+        if name in SLOW and not given.compile:
+            continue
+        try:
+            functions[name] = (make(obs_dim, act_dim), 6 // updates)
+        except ImportError as error:
+            absent.append(f"{name} is not installed here ({error}).")
     found = interleaved(functions, given.repetitions)
+    peers = {name: found[name] / updates for name, (_, updates) in PEERS.items() if name in found}
 
     speed = PRODUCT_FLOPS / found["product"]
     flops = sac_update_flops(obs_dim, act_dim, HIDDEN, ROWS)
@@ -117,7 +98,8 @@ def main() -> None:
     lines = [
         ("SAC update, ours", found["update"], limit),
         ("SAC update, plain autograd", found["plain update"], limit),
-        *([("SAC update and batch, Stable-Baselines3", found["Stable-Baselines3"], limit)] if peer else []),
+        ("SAC update and batch, ours", found["update"] + draw, limit),
+        *((f"SAC update and batch, {name}", seconds, limit) for name, seconds in peers.items()),
         ("batch with row numbers and noise, ours", draw, draw),
         ("batch from separate columns", found["gather columns"], draw),
         ("action for one real step, ours", found["act"], found["act"]),
@@ -128,8 +110,8 @@ def main() -> None:
         what = "the products" if to == limit else "ours"
         shown = f"{seconds * 1e3:.2f} ms" if seconds > 1e-3 else f"{seconds * 1e6:.0f} µs"
         print(f"{name:42}{shown:>10}{seconds / to:8.2f}   {what}")
-    if peer is None:
-        print("\nStable-Baselines3 is not installed here.", file=sys.stderr)
+    for line in absent:
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":
