@@ -28,6 +28,7 @@ try:
     PLAN = Plan(config, source=CONFIG_FILES[-1], folders=CONFIG_FOLDERS)
     if workflow.is_main_process:
         check_writable(Path())
+        PLAN.check_initial_data()
         lifetime.hold_workspace(Path())
 except UsbpoError as error:
     sys.exit(f"usbpo: {error}")
