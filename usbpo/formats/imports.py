@@ -51,6 +51,8 @@ class Recorded:
     """(rows,)"""
     episodes: NDArray[np.int64]
     """(rows,): from 0"""
+    environment: str = ""
+    """Gymnasium id of the environment, where the data name it."""
 
 
 def import_minari(dataset_id: str, task: str, output: Path) -> None:
@@ -125,6 +127,7 @@ def read_minari(dataset_id: str) -> Recorded:
         terminations=joined([episode.terminations for episode in episodes])[:, 0].astype(np.bool_),
         truncations=joined([episode.truncations for episode in episodes])[:, 0].astype(np.bool_),
         episodes=np.repeat(np.arange(len(episodes)), [len(episode) for episode in episodes]),
+        environment=dataset.env_spec.id if dataset.env_spec else "",
     )
 
 
@@ -227,6 +230,8 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
         "termination": keys.termination,
     }
     transitions.write(output, Header(transitions.IMPORTED, task, 0, 0, parameters), batch)
+    if recorded.environment not in ("", keys.id.rpartition(":")[2]):
+        print(f"mind that {recorded.source} was recorded in {recorded.environment}, and {task} is {keys.id}")
     print(
         f"{output}: {len(batch)} steps in {len(last)} episodes of {recorded.source}, mean reward "
         f"{batch.rewards.mean():.4g}, {int(batch.terminations.sum())} terminations ({keys.termination} differs in "
