@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,10 +145,67 @@ def test_every_episode_that_is_reset_with_a_seed_of_its_own_has_it(
     assert [len(episode) for episode in dataset.iterate_episodes()] == [200, 50, 30]
 
 
+OWN = """
+import gymnasium
+import numpy as np
+
+
+class Strip(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-10.0, 10.0, (2, 2), np.float64)
+    action_space = gymnasium.spaces.Box(np.float32([[-1.0], [0.0]]), np.float32([[1.0], [4.0]]))
+
+    def __init__(self, slope=0.0):
+        self.slope = slope
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, (2, 2)), {}
+
+    def step(self, action):
+        return np.full((2, 2), float(action.sum())), 1.0, bool(action[1, 0] > 3.0), False, {}
+
+
+gymnasium.register("StripOfClass-v0", Strip, max_episode_steps=10)
+gymnasium.register("StripOfLambda-v0", lambda **keywords: Strip(**keywords), max_episode_steps=10)
+"""
+
+
+@pytest.mark.parametrize(("kind", "recovered"), [("StripOfClass-v0", True), ("StripOfLambda-v0", False)])
+def test_an_environment_of_the_users_own_is_exported_in_its_own_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, recovered: bool
+) -> None:
+    (tmp_path / "strip_module.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = NamedRun(tmp_path, "Strip", "m", 0)
+    keys = {"environment": f"strip_module:{kind}", "environment_arguments": '{"slope": 0.5}'}
+    shard = run.path(layout.SHARD, 0)
+    collect(output=shard, task="Strip", steps=40, seed=0, cycle=0, episodes="end_with_cycle", **keys)  # type: ignore[arg-type]
+    initialise(data=shard, output=run.path(layout.POLICY, 0), hidden_layers=1, hidden_size=8)
+    export("minari", tmp_path, tmp_path / "out", run=run.name)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "out"))
+    dataset = minari.load_dataset(dataset_id(run))
+    assert dataset.total_steps == 40
+    for episode in dataset.iterate_episodes():
+        assert episode.observations.shape == (len(episode) + 1, 2, 2)
+        assert episode.actions.shape == (len(episode), 2, 1)
+        assert ((episode.actions[:, 1, 0] > 3.0) == episode.terminations).all()
+        assert all(dataset.action_space.contains(action) for action in episode.actions)
+    if recovered:
+        assert dataset.recover_environment().unwrapped.slope == 0.5
+    else:
+        assert dataset.env_spec is None
+    folder = export("policy", tmp_path, tmp_path / "policy", run=run.name)
+    done = subprocess.run(
+        [sys.executable, "example.py"], cwd=folder, env=environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.startswith("return "), done.stderr
+
+
 def test_the_same_run_gives_the_same_bytes_in_place_of_an_older_dataset(finished: Path, tmp_path: Path) -> None:
     once, twice = (tmp_path / name / "data/minari" for name in ("once", "twice"))
-    (twice / NAME).mkdir(parents=True)
-    (twice / NAME / "old").touch()
+    (twice / NAME / "data").mkdir(parents=True)
+    (twice / NAME / "data/old").touch()
     for folder in (once, twice):
         export("minari", finished, folder)
     assert tree(tmp_path / "once") == tree(tmp_path / "twice")
@@ -263,6 +321,19 @@ def test_a_policy_of_a_chosen_cycle_is_exported_byte_for_byte_each_time(finished
     assert str(Path(__file__).parents[1]).encode() not in made
 
 
+def test_help_describes_the_verbs(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("TERMINAL_WIDTH", "250")
+    for words, said in {
+        ("--help",): ("export +Write a run", "import +Check real data"),
+        ("export", "--help"): ("minari +Write a run's real data", "policy +Write a run's actor"),
+        ("import", "--help"): ("minari +Take the episodes", "hdf5 +Take the steps"),
+    }.items():
+        assert cli.main(list(words)) == 0
+        shown = capfd.readouterr().out
+        assert all(re.search(sentence, shown) for sentence in said), shown
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +375,11 @@ def test_what_cannot_be_exported_is_named(finished: Path, tmp_path: Path, capfd:
     assert "cut short or damaged" in refused(capfd, "policy", USBPO, *words)
     assert not out.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"], "nothing half-written is left"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").touch()
+    said = refused(capfd, "policy", USBPO, "--folder", str(finished), "--output", str(tmp_path / "mine"))
+    assert "mine: it holds thesis.tex, which is no part of an export; choose another --output" in said
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     (tmp_path / "file").touch()
     said = refused(capfd, "minari", USBPO, "--folder", str(finished), "--output", str(tmp_path / "file"))
     assert "writing failed" in said

@@ -104,7 +104,7 @@ def read_minari(dataset_id: str) -> Recorded:
             if not isinstance(space, Box):
                 raise UsbpoError(f"{dataset_id}: its {name} space is {type(space).__name__}, but must be a Box.")
         episodes = list(dataset.iterate_episodes())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UsbpoError(
             f"{dataset_id}: Minari cannot read this dataset ({' '.join(str(error).split()).rstrip('.')}); "
             f"`minari download {dataset_id}`, or set MINARI_DATASETS_PATH."
@@ -149,6 +149,8 @@ def read_hdf5(path: Path) -> Recorded:
     for name, values in found.items():
         if len(values) != rows or not rows:
             raise UsbpoError(f"{path}: {name} has {len(values)} rows, but rewards has {rows}; give each step one row.")
+        if name in ("rewards", *ALTERNATIVES) and values.size != rows:
+            raise UsbpoError(f"{path}: {name} has the shape {list(values.shape)}; give each step one number.")
     terminated, truncated = (found[name].reshape(rows).astype(np.bool_) for name in ALTERNATIVES)
     ended = terminated | truncated
     episodes = np.cumsum(np.concatenate([[0], ended[:-1]])).astype(np.int64)
@@ -158,7 +160,9 @@ def read_hdf5(path: Path) -> Recorded:
         known, following = np.arange(rows), found["next_observations"].reshape(rows, -1)
         if following.shape != observations.shape:
             raise UsbpoError(f"{path}: next_observations and observations differ in shape; give both the same.")
-        broken = goes_on[~np.isclose(following[goes_on], observations[goes_on + 1], atol=1e-5).all(axis=1)]
+        broken = goes_on[
+            ~np.isclose(following[goes_on], observations[goes_on + 1], atol=1e-5, equal_nan=True).all(axis=1)
+        ]
         if len(broken):
             raise UsbpoError(
                 f"{path}: no episode ends in row {broken[0]}, but its next observation is not the observation of the "

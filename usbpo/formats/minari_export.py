@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def export_minari(run: NamedRun, output: Path) -> Path:
 
     Actions are those that the environment was given, in its own units; observations, and rewards, have the single
     precision of the run. The last episode, where it had not ended, is marked as truncated, as Minari's own collector
-    does. Equal inputs and versions give equal bytes.
+    does. Where the environment is registered as what has no name, such as a lambda, the dataset does not tell it.
+    Equal inputs and versions give equal bytes.
 
     Args:
         run: the run.
@@ -75,7 +76,9 @@ def export_minari(run: NamedRun, output: Path) -> Path:
         dataset = minari.create_dataset_from_buffers(
             name,
             buffer=episodes,
-            env=simulator.env,
+            env=storable_spec(simulator.env),
+            observation_space=simulator.env.observation_space,
+            action_space=simulator.env.action_space,
             algorithm_name=run.method,
             description=f"Real data that {run.method} collected on {run.task} with seed {run.seed}, by usbpo.",
             requirements=[f"{package}=={versions[package]}" for package in ("gymnasium", "mujoco")],
@@ -145,6 +148,18 @@ def episodes_of(data: RealData, simulator: Simulator) -> Iterator[dict[str, Any]
             "terminations": episode.terminations,
             "truncations": truncations,
         }
+
+
+def storable_spec(env: Any) -> Any:
+    """The environment's specification, with a class of the user's by its name; None where it cannot be stored."""
+    spec = env.spec
+    if callable(spec.entry_point):
+        spec = replace(spec, entry_point=f"{spec.entry_point.__module__}:{spec.entry_point.__qualname__}")
+    try:
+        spec.to_json()
+    except (TypeError, ValueError):
+        return None
+    return None if "<" in spec.entry_point else spec
 
 
 def _shaped(values: NDArray[Any], space: Any) -> NDArray[Any]:

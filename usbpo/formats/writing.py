@@ -26,11 +26,13 @@ def require_packages(what: str, *packages: str) -> None:
 def writing_folder(folder: Path) -> Iterator[Path]:
     """Give a temporary folder beside `folder`, and put it in its place when the block ends well.
 
-    What an earlier, killed writer of the same folder left behind is removed.
+    An older export is replaced, but nothing else: every name in the folder must be one of the new ones. What an
+    earlier, killed writer of the same folder left behind is removed.
 
     Raises:
-        UsbpoError: the folder cannot be made, written or replaced.
+        UsbpoError: the folder holds something else, or cannot be made, written or replaced.
     """
+    folder = Path(os.path.abspath(folder))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced.partial")
     try:
@@ -40,6 +42,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         if folder.exists():
+            _check_replaceable(folder, {path.name for path in temporary.iterdir()})
             os.replace(folder, replaced)
         os.replace(temporary, folder)
     except OSError as error:
@@ -49,3 +52,9 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     finally:
         for left_over in (temporary, replaced):
             shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, new: set[str]) -> None:
+    others = sorted({path.name for path in folder.iterdir()} - new - {"__pycache__"})
+    if others:
+        raise UsbpoError(f"{folder}: it holds {others[0]}, which is no part of an export; choose another --output.")
