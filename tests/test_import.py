@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from workflow_tools import Job, jobs, planned, snakemake, tree
 
 from usbpo import cli, transitions
+from usbpo.formats.imports import read_hdf5, unscaled, write_imported
 from usbpo.stages.collect import collect
 from usbpo.stages.initialise import initialise
 from usbpo.tasks import Simulator
@@ -226,6 +228,45 @@ def test_files_that_cannot_be_imported_are_named(
     assert "`pip install minari`" in said("minari", "nothing-v0")
 
 
+@pytest.mark.parametrize(
+    ("changes", "space", "said"),
+    [
+        ({"terminations": [True, False, False]}, None, "tiny-v0: episode 0 goes on after its end"),
+        ({}, gymnasium.spaces.Discrete(2), "tiny-v0: its action space is Discrete, but must be a Box"),
+    ],
+)
+def test_a_minari_dataset_of_another_kind_is_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    changes: dict[str, Any], space: Any, said: str,
+) -> None:  # fmt: skip
+    minari = pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    env = gymnasium.make(ENVIRONMENT)
+    episode = {
+        "observations": np.zeros((4, 4)),
+        "actions": np.zeros((3, 1), np.float32) if space is None else np.zeros(3, np.int64),
+        "rewards": np.ones(3),
+        "terminations": [False, False, False],
+        "truncations": [False, False, True],
+    }
+    buffer = [minari.data_collector.EpisodeBuffer(**(episode | changes))]
+    with pytest.warns(UserWarning, match="author"):
+        minari.create_dataset_from_buffers("tiny-v0", buffer=buffer, env=env, action_space=space or env.action_space)
+    capfd.readouterr()
+    assert said in refused(capfd, tmp_path / "out.h5", "minari", "tiny-v0", "--task", "test-pendulum")
+
+
+def test_data_of_an_environment_by_another_name_are_minded(
+    rows: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recorded = read_hdf5(write_hdf5(tmp_path / "recording.hdf5", rows))
+    for name, minds in ((ENVIRONMENT, False), ("InvertedPendulum-v4", True)):
+        write_imported(replace(recorded, environment=name), "test-pendulum", tmp_path / "out.h5")
+        said = capfd.readouterr().out
+        assert ("mind that recording.hdf5 was recorded in InvertedPendulum-v4" in said) == minds
+        assert f"schedule: {{random_steps: 80, initial_data: {tmp_path / 'out.h5'}}}" in said
+
+
 # ---- what collect makes of it ----------------------------------------------------------------------------------------
 
 
@@ -348,8 +389,6 @@ def test_a_file_that_is_not_there_is_named_before_anything_runs(run_from_data: P
 
 
 def test_the_environments_bounds_are_those_that_actions_are_scaled_by() -> None:
-    from usbpo.formats.imports import unscaled
-
     simulator = Simulator(ENVIRONMENT)
     actions = np.random.default_rng(0).uniform(-1, 1, (100, 1))
     there = np.stack([simulator.scaled(action) for action in actions])
