@@ -48,6 +48,6 @@ schemas: setup
 
 lock: setup
 	$(BIN)/python -m pip install --quiet pip-tools
-	pip-compile --quiet --extra dev --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	pip-compile --quiet --extra dev --extra export --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--no-emit-trusted-host --allow-unsafe --output-file requirements.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock

@@ -289,6 +289,8 @@ BAD_RUNS: list[tuple[str, Any]] = [
     ("schedule.random_steps", 0),
     ("schedule.random_steps", "500"),
     ("schedule.random_steps", True),
+    ("schedule.initial_data", ""),
+    ("schedule.initial_data", 3),
     ("schedule.cycle_step", 10),
     ("schedule.rollout_length.start_epoch", -1),
     ("schedule.rollout_length.end", 1),
@@ -451,6 +453,7 @@ def another(name: str, field: Any) -> Any:
         "environment.arguments": {"reset_noise_scale": 0.02},
         "environment.termination": "never",
         "environment.episodes": "end_with_cycle",
+        "schedule.initial_data": "data/imported/other.h5",
         "schedule.epoch_steps": 30,
         "schedule.model_train_freq": 60,
         "schedule.cycle_steps": 15,
@@ -493,6 +496,7 @@ def signature(run: Run) -> dict[str, Any]:
     options = (*options, run.theory_options)
     for option in options:
         told[option.__name__] = option()
+    told["initial_data"] = run.initial_data(0)
     for method in (run.models, run.model_data, run.model_data_before, run.artifacts):
         told[method.__name__] = [method(cycle) for cycle in cycles if cycle]
     return told

@@ -1,5 +1,6 @@
 """Which files follow from which: the arithmetic of a run, and what Snakemake makes of it."""
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -100,6 +101,15 @@ def test_cycle_0_takes_the_random_steps_and_the_others_the_steps_of_a_cycle() ->
     assert run.collect_options(1).endswith("--steps 10")
     assert run.evaluate_options(0).endswith("--on-policy-steps 0")
     assert run.evaluate_options(7).endswith("--on-policy-steps 70")
+
+
+def test_imported_data_are_a_file_of_cycle_0_alone(tmp_path: Path) -> None:
+    file = tmp_path / "imported.h5"
+    run = run_of(initial_data=str(file))
+    assert [run.initial_data(cycle) for cycle in (0, 1)] == [[str(file)], []]
+    assert run.initial_data_checksum(1) == run_of().initial_data_checksum(0) == ""
+    file.write_text("rows")
+    assert run.initial_data_checksum(0) == hashlib.sha256(b"rows").hexdigest()
 
 
 def test_updates_of_a_cycle_are_its_steps_times_g() -> None:

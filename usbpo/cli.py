@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from usbpo import __version__, config
 from usbpo.errors import UsbpoError
+from usbpo.formats.verbs import exports, imports
 from usbpo.header import versions
 
 SECTIONS: dict[str, tuple[type[config.Section], ...]] = {
@@ -105,6 +106,8 @@ def _application(chosen: str) -> typer.Typer:
             app.command(stage, rich_help_panel=PANEL_STAGES, help=_first_line(stage))(lambda: None)
     for verb in (status, inspect, results, plan, publish, gc, check_task, tensorboard, video, schema, worker):
         app.command(verb.__name__.replace("_", "-"), rich_help_panel=PANEL_USER)(verb)
+    for name, verbs in (("export", exports), ("import", imports)):
+        app.add_typer(verbs, name=name, rich_help_panel=PANEL_USER)
     return app
 
 

@@ -104,6 +104,13 @@ class ScheduleKeys(Section):
     """How real steps, model updates and model data follow each other."""
 
     random_steps: int = key("Real steps with uniformly random actions before the first cycle.", "steps", MBPO, ge=1)
+    initial_data: str | None = key(
+        "File of `usbpo import`, whose first rows take the place of the random steps; null means none.",
+        "path",
+        OURS,
+        None,
+        min_length=1,
+    )
     epoch_steps: int = key("Length of an epoch, the unit of rollout schedules and of retention.", "steps", MBPO, ge=1)
     model_train_freq: int = key("Real steps between two model updates, F.", "steps", MBPO, 250, ge=1)
     model_update: Literal["periodic", "triggered"] = key(

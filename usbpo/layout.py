@@ -32,6 +32,10 @@ EVENT_FILE = "events.out.tfevents.usbpo"
 """TensorBoard reads every file with `tfevents` in its name."""
 TENSORBOARD = "data/tensorboard/{task}/{method}/seed-{seed}/" + EVENT_FILE
 VIDEO = "data/videos/{task}/{method}/seed-{seed}/{cycle}.gif"
+EXPORTED_POLICY = "data/exports/policies/{task}/{method}/seed-{seed}/{cycle}"
+MINARI = "data/exports/minari"
+"""What MINARI_DATASETS_PATH is to name."""
+IMPORTED = "data/imported/{task}.h5"
 
 
 _LARGE = tuple(template.removeprefix(CYCLE) for template in (MODEL_MLE, MODEL, POLICY, ROLLOUTS))

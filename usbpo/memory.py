@@ -31,7 +31,9 @@ def held(sizes: Sizes, stage: str, cycle: int) -> float:
     real = row * sizes.real_rows(cycle)
     model = sizes.config.model
     match stage:
-        case "collect" | "evaluate":
+        case "collect":  # its steps, twice while imported ones are read
+            return 2 * row * sizes.collected_rows(cycle) + 10 * agent
+        case "evaluate":
             return 10 * agent
         case "initialise":
             return real + 10 * agent

@@ -1,5 +1,6 @@
 """What an experiment needs: its runs, which file of a run follows from which, and the parameters of its stages."""
 
+import hashlib
 import json
 import os
 import shlex
@@ -14,7 +15,17 @@ from typing import Any
 from pydantic import BaseModel
 
 from usbpo import blocks, layout, memory, provenance
-from usbpo.config import FOLDERS, Experiment, ModelKeys, RunConfig, find, load_experiment, load_run, read_yaml
+from usbpo.config import (
+    FOLDERS,
+    EnvironmentKeys,
+    Experiment,
+    ModelKeys,
+    RunConfig,
+    find,
+    load_experiment,
+    load_run,
+    read_yaml,
+)
 from usbpo.errors import UsbpoError
 from usbpo.fingerprint import fingerprint
 from usbpo.layout import five_digits
@@ -146,6 +157,15 @@ class Run:
         """M2 as phase 1 of `cycle` leaves it."""
         return [self.path(layout.MODEL_MLE, cycle)]
 
+    def initial_data(self, cycle: int) -> list[str]:
+        """The imported file that `cycle` takes in place of random steps; none after cycle 0."""
+        path = self.config.schedule.initial_data
+        return [path] if path and cycle == 0 else []
+
+    def initial_data_checksum(self, cycle: int) -> str:
+        """SHA-256 of that file, so that another content counts whatever its time says; '' without one."""
+        return "".join(_checksum(path) for path in self.initial_data(cycle))
+
     def collect_options(self, cycle: int) -> str:
         """Parameters of `collect`."""
         steps = self.config.schedule.random_steps if cycle == 0 else self.schedule.cycle_steps
@@ -248,7 +268,7 @@ class Run:
 
     def _environment(self) -> str:
         environment = self.config.environment
-        arguments = json.dumps(environment.arguments, sort_keys=True)
+        arguments = environment_arguments(environment)
         return f"--environment {shlex.quote(environment.id)} --environment-arguments {shlex.quote(arguments)}"
 
     def megabytes(self, stage: str, cycle: int) -> int:
@@ -318,6 +338,7 @@ class Run:
             given.append(options(cycle) if stage in OPTIONS_BY_CYCLE else options())
         given += [self.environment_code()] * (stage in ("collect", "evaluate", "theory", "triggered"))
         given += [self.termination_code()] * (stage in ("rollout", "theory", "triggered"))
+        given += [self.initial_data_checksum(cycle)] * (stage == "collect")
         return given
 
     def checkpoints(self, cycle: int) -> list[str]:
@@ -338,7 +359,7 @@ class Run:
 
 READS = {
     "initialise": ("first_shard",),
-    "collect": ("previous_policy", "previous_shard"),
+    "collect": ("previous_policy", "previous_shard", "initial_data"),
     "triggered": (
         *("real_data_before", "previous_shard", "previous_policy", "previous_models", "previous_trigger"),
         "model_data_before",
@@ -398,6 +419,20 @@ class Plan:
     def run(self, task: str, method: str, seed: int) -> Run:
         """Any run, of this experiment or not."""
         return Run(task, method, seed, load_run(task, method, self.folders))
+
+    def check_initial_data(self) -> None:
+        """Check, before anything is computed, that the files which runs begin with are there.
+
+        Raises:
+            UsbpoError: one is not.
+        """
+        for run in self.cycles:
+            for path in run.initial_data(0):
+                if not Path(path).is_file():
+                    raise UsbpoError(
+                        f"{path}: there is no such file, but schedule.initial_data of {run.task} with {run.method} "
+                        "names it; make it with usbpo import, or mend the key."
+                    )
 
     def _check_returns(self, source: str) -> None:
         """Refuse returns of a task that does not exist; a part of an experiment may leave out tasks that do."""
@@ -574,6 +609,15 @@ def _dimensions(environment: str, arguments: str) -> tuple[int, int] | None:
 
 
 @cache
+def _checksum(path: str) -> str:
+    """SHA-256 of a file; '' where there is none."""
+    if not Path(path).is_file():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
 def _code_of_module(name: str) -> str:
     """Fingerprint of the module in `module:name`; '' where no module is named or none is found."""
     module, colon, _ = name.partition(":")
@@ -592,6 +636,11 @@ def ranges(cycles: Iterable[int]) -> str:
     single = len(bounds) == 1 and bounds[0][0] == bounds[0][1]
     before = f"{', '.join(parts)} and " if parts else ""
     return f"cycle {last} is" if single else f"cycles {before}{last} are"
+
+
+def environment_arguments(environment: EnvironmentKeys) -> str:
+    """The environment's keyword arguments as the stages take them, JSON."""
+    return json.dumps(environment.arguments, sort_keys=True)
 
 
 def as_options(section: BaseModel, only: set[str] | None = None, without: set[str] | None = None) -> str:

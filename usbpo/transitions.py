@@ -18,6 +18,8 @@ KIND = "transitions"
 """Real transitions, shards and blocks."""
 ROLLOUTS = "rollouts"
 """Transitions of the model."""
+IMPORTED = "imported"
+"""Real transitions from elsewhere, which a run may begin with."""
 UPDATES = "rows_by_update"
 """How many rows each model update made, in a file with the rollouts of several."""
 CHUNK_ROWS = 4096
@@ -141,7 +143,7 @@ def write(
 
 
 def read(path: Path, kind: str = KIND) -> tuple[Header, Transitions]:
-    """Read one file of transitions, real ones or `ROLLOUTS`.
+    """Read one file of transitions, real ones, `ROLLOUTS` or `IMPORTED`.
 
     Raises:
         UsbpoError: it is missing, damaged, of another kind, of unequal lengths, or holds NaN or infinities.

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from usbpo import layout
 from usbpo.errors import UsbpoError
 from usbpo.layout import five_digits, runs_on_disk
 
@@ -65,6 +66,39 @@ def named_run(word: str, root: Path = Path()) -> NamedRun:
             f"{word}: {len(found)} runs are there, but one is needed; name one of them, as {found[0].name}."
         )
     return found[0]
+
+
+def last_policy(run: NamedRun) -> int:
+    """The last cycle that has a policy.
+
+    Raises:
+        UsbpoError: none has.
+    """
+    with_policy = [cycle for cycle in run.cycles() if run.path(layout.POLICY, cycle).is_file()]
+    if not with_policy:
+        raise UsbpoError(
+            f"{run.root / 'data/runs' / run.name}: it holds no policy yet; run it on, or name another run."
+        )
+    return with_policy[-1]
+
+
+def environment_of(run: NamedRun, cycle: int) -> tuple[str, str]:
+    """Id and arguments (JSON) of the environment, as the evaluation or the shard of a cycle says.
+
+    Raises:
+        UsbpoError: neither is there, or it is damaged.
+    """
+    from usbpo import transitions  # not before: it is heavy
+
+    for template, kind in ((layout.EVALUATION, "evaluation"), (layout.SHARD, transitions.KIND)):
+        path = run.path(template, cycle)
+        if path.is_file():
+            with transitions.opened(path, kind) as (_, header):
+                return str(header.parameters["environment"]), str(header.parameters["environment_arguments"])
+    raise UsbpoError(
+        f"{run.path(layout.EVALUATION, cycle)}: neither it nor the cycle's shard is there to tell the environment; "
+        "run that cycle again or, for a video, add --environment ID."
+    )
 
 
 def _named(word: str, root: Path) -> list[NamedRun]:

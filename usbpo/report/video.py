@@ -15,7 +15,7 @@ from pathlib import Path
 
 from usbpo import layout, lifetime
 from usbpo.errors import UsbpoError
-from usbpo.report.named import NamedRun
+from usbpo.report.named import NamedRun, environment_of, last_policy
 from usbpo.seeding import seed_sequence
 
 VARIABLE = "MUJOCO_GL"
@@ -62,7 +62,7 @@ def video(
         UsbpoError: there is no such policy, nothing tells the environment, it cannot be drawn, no renderer works, or
             the file cannot be written.
     """
-    cycle = _last_policy(run) if cycle is None else cycle
+    cycle = last_policy(run) if cycle is None else cycle
     policy = run.path(layout.POLICY, cycle)
     if not policy.is_file():
         raise UsbpoError(f"{policy}: there is no such policy; choose another --cycle, or none for the last.")
@@ -72,7 +72,7 @@ def video(
         raise UsbpoError(f"{output}: its name must end in .gif or .mp4.")
     if output.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise UsbpoError(f"{output}: MP4 needs imageio-ffmpeg; `pip install imageio-ffmpeg`, or write a .gif.")
-    environment, arguments = (environment, "{}") if environment else _environment(run, cycle)
+    environment, arguments = (environment, "{}") if environment else environment_of(run, cycle)
     if episode_seed is None:
         episode_seed = int(seed_sequence(run.seed, 0, "evaluate").spawn(1)[0].generate_state(1)[0])
     told = {
@@ -122,30 +122,6 @@ def _filmed(told: str) -> str:
     tried = "; ".join(f"{VARIABLE}={renderer}: {reason}" for renderer, reason in reasons.items())
     unset = f"unset {VARIABLE}, or " if os.environ.get(VARIABLE) else ""
     raise UsbpoError(f"no OpenGL renderer works here ({tried}); {unset}{INSTALL}.")
-
-
-def _last_policy(run: NamedRun) -> int:
-    with_policy = [cycle for cycle in run.cycles() if run.path(layout.POLICY, cycle).is_file()]
-    if not with_policy:
-        raise UsbpoError(
-            f"{run.root / 'data/runs' / run.name}: it holds no policy yet; run it on, or name another run."
-        )
-    return with_policy[-1]
-
-
-def _environment(run: NamedRun, cycle: int) -> tuple[str, str]:
-    """Id and arguments of the environment, as the evaluation or the shard of a cycle says."""
-    from usbpo import transitions  # not before: it is heavy
-
-    for template, kind in ((layout.EVALUATION, "evaluation"), (layout.SHARD, transitions.KIND)):
-        path = run.path(template, cycle)
-        if path.is_file():
-            with transitions.opened(path, kind) as (_, header):
-                return str(header.parameters["environment"]), str(header.parameters["environment_arguments"])
-    raise UsbpoError(
-        f"{run.path(layout.EVALUATION, cycle)}: neither it nor the cycle's shard is there to tell the environment; "
-        "add --environment ID."
-    )
 
 
 def main(told: str) -> int:

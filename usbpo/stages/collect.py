@@ -1,6 +1,7 @@
 """Stage `collect`: real steps in the simulator, going on exactly where the last cycle stopped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ class Collector:
 
     def __init__(self, simulator: Simulator, seed: int, cycle: int | None = None) -> None:
         self.simulator, self.ends_with_cycle = simulator, cycle is not None
-        environment_seed, action_seed = seed_sequence(seed, cycle or 0, "collect").spawn(2)
+        _, action_seed = seed_sequence(seed, cycle or 0, "collect").spawn(2)
         self.generator = np.random.Generator(np.random.PCG64(action_seed))
-        self.observation = simulator.reset(int(environment_seed.generate_state(1)[0]))
+        self.observation = simulator.reset(environment_seed(seed, cycle or 0))
         self.episode = 0
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -94,6 +95,45 @@ class Collector:
                 self.episode += 1
         return batch
 
+    def begin_with(self, batch: Transitions) -> None:
+        """Take real data from elsewhere for what came before; the episode that has begun follows theirs."""
+        self.episode = int(batch.episodes[-1]) + 1
+
+
+def environment_seed(seed: int, cycle: int) -> int:
+    """The seed that the simulator's first reset is given, in a run or, where episodes end with it, in a cycle."""
+    return int(seed_sequence(seed, cycle, "collect").spawn(1)[0].generate_state(1)[0])
+
+
+def read_initial_data(path: Path, simulator: Simulator, parameters: Mapping[str, Any]) -> tuple[Header, Transitions]:
+    """As many rows of imported real data as there are random steps in whose place they come, the last one an end.
+
+    Args:
+        path: what `usbpo import` wrote.
+        simulator: the environment of this run.
+        parameters: those of this stage.
+
+    Raises:
+        UsbpoError: the file is missing or damaged, was made for another environment, or has too few rows.
+    """
+    header, batch = transitions.read(path, transitions.IMPORTED)
+    steps = parameters["steps"]
+    for name in ("environment", "environment_arguments"):
+        made_for, asked = header.parameters[name], parameters[name]
+        if made_for != asked:
+            raise UsbpoError(f"{path}: its {name} is {made_for}, but {asked} is asked for; import it for this task.")
+    sizes = batch.observations.shape[1], batch.actions.shape[1]
+    if sizes != (simulator.obs_dim, simulator.act_dim):
+        raise UsbpoError(
+            f"{path}: it has {sizes[0]} observations and {sizes[1]} actions, but {simulator.name} has "
+            f"{simulator.obs_dim} and {simulator.act_dim}; import it anew."
+        )
+    if len(batch) < steps:
+        raise UsbpoError(f"{path}: it has {len(batch)} rows, but --steps is {steps}; set random_steps to fewer.")
+    batch = batch.rows(slice(steps))
+    batch.truncations[-1] |= not batch.terminations[-1]
+    return header, batch
+
 
 def check_finite(batch: Transitions, environment: str) -> None:
     """Check that no stage is handed what no model can be trained on.
@@ -148,6 +188,7 @@ def collect(
     episodes: str = CONTINUE,
     policy: Path | None = None,
     previous: Path | None = None,
+    initial_data: Path | None = None,
 ) -> None:
     """Collect one shard of D_env with a fixed, stochastic policy.
 
@@ -162,6 +203,7 @@ def collect(
         episodes: `continue` where the last shard's episode goes on, `end_with_cycle` where each shard begins one.
         policy: policy checkpoint; uniformly random actions without it.
         previous: the shard to go on from; a new episode begins without it.
+        initial_data: imported real data to take in place of random steps, in cycle 0.
 
     Raises:
         UsbpoError: an input is missing, damaged or of another run, the environment cannot be used so, or the output
@@ -171,6 +213,8 @@ def collect(
     header = Header(transitions.KIND, task, seed, cycle, parameters)
     if cycle > 0 and policy is None:
         raise UsbpoError(f"cycle {cycle} collects with a policy, but none is given; add --policy FILE.")
+    if initial_data is not None and (cycle > 0 or policy is not None or previous is not None):
+        raise UsbpoError(f"{initial_data}: initial data take the place of random steps; leave out --initial-data.")
     simulator = Simulator(environment, read_arguments(environment_arguments))
     check_episodes(episodes, simulator)
     actor = random_actor(simulator.act_dim)
@@ -189,8 +233,13 @@ def collect(
         previous_header, state = transitions.read_collector(previous)
         header.belongs(previous, previous_header)
         collector.restore(state)
-    batch = collector.collect(steps, actor)
-    check_finite(batch, environment)
+    if initial_data is None:
+        batch = collector.collect(steps, actor)
+        check_finite(batch, environment)
+    else:
+        imported, batch = read_initial_data(initial_data, simulator, parameters)
+        collector.begin_with(batch)
+        header = replace(header, parameters={**parameters, "initial_data": dict(imported.parameters)})
     transitions.write(output, header, batch, collector.state())
     ended = int((batch.terminations | batch.truncations).sum())
     print(f"{steps} real steps, {ended} episodes ended, mean reward {batch.rewards.mean():.4g}")

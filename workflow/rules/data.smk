@@ -5,6 +5,7 @@ rule collect:
     input:
         policy=reads("collect", "previous_policy"),
         previous=reads("collect", "previous_shard"),
+        initial_data=reads("collect", "initial_data"),
     output:
         layout.SHARD,
     log:
@@ -20,10 +21,12 @@ rule collect:
         options=of_cycle("collect_options"),
         code=code_of("collect"),
         environment=of_run("environment_code"),
+        initial_data=of_cycle("initial_data_checksum"),
     message:
         "collect: real steps of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:
-        "usbpo collect --policy {input.policy} --previous {input.previous} --output {output} "
+        "usbpo collect --policy {input.policy} --previous {input.previous} --initial-data {input.initial_data} "
+        "--output {output} "
         "--task {wildcards.task} --seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"
 
 
