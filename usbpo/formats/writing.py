@@ -44,7 +44,12 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             _check_replaceable(folder, {path.name for path in temporary.iterdir()})
             os.replace(folder, replaced)
-        os.replace(temporary, folder)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if replaced.exists():
+                os.replace(replaced, folder)
+            raise
     except OSError as error:
         raise UsbpoError(
             f"{folder}: writing failed ({error.strerror or error}); free space or choose another --output."
