@@ -24,6 +24,11 @@ rule all:
         result_files,
 
 
+rule runs:
+    input:
+        artifacts,
+
+
 include: "workflow/rules/data.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/policy.smk"
@@ -34,8 +39,10 @@ include: "workflow/rules/media.smk"
 
 
 onstart:
+    hold_runs()
     start_warm_worker()
 
 
 onsuccess:
-    logger.info(f"The results of the experiment are in {RESULTS}/; `usbpo status` lists the runs.")
+    if not PLAN.experiment.only:
+        logger.info(f"The results of the experiment are in {RESULTS}/; `usbpo status` lists the runs.")

@@ -12,7 +12,7 @@ from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +20,9 @@ from pydantic import TypeAdapter, ValidationError
 from usbpo import __version__, config
 from usbpo.errors import UsbpoError
 from usbpo.header import versions
+
+if TYPE_CHECKING:
+    from usbpo.plan import Plan
 
 SECTIONS: dict[str, tuple[type[config.Section], ...]] = {
     "initialise": (config.PolicyKeys,),
@@ -96,7 +99,7 @@ def _application(chosen: str) -> typer.Typer:
             app.command(stage, rich_help_panel=PANEL_STAGES)(_verb(stage))
         else:
             app.command(stage, rich_help_panel=PANEL_STAGES, help=_first_line(stage))(lambda: None)
-    for verb in (status, inspect, results, plan, check_task, tensorboard, video, schema, worker):
+    for verb in (status, inspect, results, plan, submit, check_task, tensorboard, video, schema, worker):
         app.command(verb.__name__.replace("_", "-"), rich_help_panel=PANEL_USER)(verb)
     return app
 
@@ -272,20 +275,54 @@ def plan(
     folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
 ) -> None:
     """Say what an experiment will take before it runs: runs, jobs, disk, time, and what stands already."""
-    from usbpo.plan import Plan
     from usbpo.report.estimate import print_plan
 
+    print_plan(_plan_of(_experiment_file(experiment), scale), cores, folder)
+
+
+def _experiment_file(experiment: str | None) -> Path:
+    """The file of an experiment that is given as one, by name, or not at all."""
     if experiment is None:
-        path = next(
+        return next(
             (of / "config.yaml" for of in config.FOLDERS if (of / "config.yaml").is_file()), Path("config.yaml")
         )
-    else:
-        path = Path(experiment)
-        if path.suffix not in (".yaml", ".yml"):
-            path = config.find("experiments", experiment, config.FOLDERS)
+    path = Path(experiment)
+    return path if path.suffix in (".yaml", ".yml") else config.find("experiments", experiment, config.FOLDERS)
+
+
+def _plan_of(path: Path, scale: float | None) -> "Plan":
+    from usbpo.plan import Plan
+
     changed = {} if scale is None else {"scale": scale}
-    content = {**config.read_yaml(path), **changed}
-    print_plan(Plan(content, source=str(path), folders=config.FOLDERS), cores, folder)
+    return Plan({**config.read_yaml(path), **changed}, source=str(path), folders=config.FOLDERS)
+
+
+def submit(
+    experiment: Annotated[
+        str | None, typer.Argument(help="Experiment file, or the name of one in config/experiments; or the default.")
+    ] = None,
+    runs_per_job: Annotated[int, typer.Option(help="Runs, of one task and method, in a job.", min=1)] = 1,
+    cores: Annotated[
+        int | None, typer.Option(help="Cores of a job; as many as it has runs without it.", min=1, show_default=False)
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs of a job.", min=0)] = 0,
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition; its default without it.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Time limit of a job as Slurm writes it; twice the estimate without it.")
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="In place of the experiment's scale.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Finished runs too: their keys or code changed.")] = False,
+    results: Annotated[bool, typer.Option(help="Whether a last job draws the results.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch scripts and submit nothing.")] = False,
+    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+) -> None:
+    """Run an experiment on a Slurm cluster: a job for each run, or for some; type it again for what is not finished."""
+    from usbpo.submit import Request, Workspace
+    from usbpo.submit import submit as submit_jobs
+
+    path = _experiment_file(experiment)
+    request = Request(runs_per_job, cores, gpus, partition, time, everything, results)
+    submit_jobs(_plan_of(path, scale), Workspace(folder, path, scale), request, dry_run)
 
 
 def check_task(

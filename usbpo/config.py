@@ -406,6 +406,10 @@ class Experiment(Section):
         le=1,
     )
 
+    only: list[str] = key(
+        "Runs of the experiment, TASK/METHOD/seed-N, to which it is cut down; all without it.", "names", OURS, []
+    )
+
     rollouts: Literal["keep", "temporary"] = key(
         "What becomes of model rollouts that no later stage reads any more: kept, or deleted.", "name", OURS, "keep"
     )
@@ -419,7 +423,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
-        lists = {name: getattr(self, name) for name in ("tasks", "methods", "seeds")}
+        lists = {name: getattr(self, name) for name in ("tasks", "methods", "seeds", "only")}
         for name, values in (lists | {f"returns.{task}": values for task, values in self.returns.items()}).items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {values}")

@@ -301,10 +301,23 @@ class Plan:
                 for seed in self.experiment.scaled_seeds:
                     run = self.run(task, method, seed)
                     self.cycles[run] = self._cycles(run, source)
+        self._cut_down(source)
 
     def run(self, task: str, method: str, seed: int) -> Run:
         """Any run, of this experiment or not."""
         return Run(task, method, seed, load_run(task, method, self.folders))
+
+    def _cut_down(self, source: str) -> None:
+        """Keep the runs that `only` names."""
+        names = {run.name for run in self.cycles}
+        for name in self.experiment.only:
+            if name not in names:
+                raise UsbpoError(
+                    f"{source}: only: {name} is no run of the experiment; name TASK/METHOD/seed-N of its tasks, "
+                    "methods and seeds."
+                )
+        if self.experiment.only:
+            self.cycles = {run: cycles for run, cycles in self.cycles.items() if run.name in self.experiment.only}
 
     def _check_returns(self, source: str) -> None:
         """Refuse returns of a task that does not exist; a part of an experiment may leave out tasks that do."""

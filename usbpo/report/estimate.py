@@ -64,19 +64,18 @@ class Work:
         return self.costs.seconds_of[stage](cycle) * self.seconds_by.get(stage, 1.0)
 
 
-def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
-    """A line for each task and method of an experiment, with what stands below `root` left out of disk and time."""
+def estimate(plan: Plan, root: Path = Path(), everything: bool = False) -> list[Line]:
+    """A line for each task and method of an experiment, with what stands below `root` left out of disk and time.
+
+    Args:
+        everything: leave nothing out.
+    """
     lines: dict[tuple[str, str], Line] = {}
     works: dict[tuple[str, str], Work] = {}
     for run, cycles in plan.cycles.items():
         group = run.task, run.method
-        kept = plan.kept_rollouts(run, root)
-        jobs = [
-            (stage, cycle, [path for path in paths if path in kept or not layout.is_rollouts(path)])
-            for cycle in range(cycles + 1)
-            for stage, paths in run.jobs(cycle).items()
-        ]
-        missing = [job for job in jobs if not all((root / path).is_file() for path in job[2])]
+        jobs, missing = jobs_of(plan, run, root)
+        missing = jobs if everything else missing
         if group not in lines:
             lines[group] = Line(*group, memory=1e6 * max(run.megabytes(stage, cycle) for stage, cycle, _ in jobs))
         if missing and group not in works:
@@ -93,6 +92,21 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
         line.seconds += took
         line.longest = max(line.longest, took)
     return list(lines.values())
+
+
+Job = tuple[str, int, list[str]]
+"""A stage, its cycle, and the files that it leaves for good"""
+
+
+def jobs_of(plan: Plan, run: Run, root: Path) -> tuple[list[Job], list[Job]]:
+    """All jobs of a run, and those whose files do not all stand below `root`."""
+    kept = plan.kept_rollouts(run, root)
+    jobs = [
+        (stage, cycle, [path for path in paths if path in kept or not layout.is_rollouts(path)])
+        for cycle in range(plan.cycles[run] + 1)
+        for stage, paths in run.jobs(cycle).items()
+    ]
+    return jobs, [job for job in jobs if not all((root / path).is_file() for path in job[2])]
 
 
 def alike(plan: Plan, run: Run) -> list[Run]:

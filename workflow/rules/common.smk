@@ -167,6 +167,17 @@ def shown(name):
     )
 
 
+def hold_runs():
+    """Refuse to start while another Snakemake is at work on one of the same runs, or draws the same results."""
+    jobs = list(workflow.dag.needrun_jobs())
+    held = {layout.RUN.format(**job.wildcards_dict) for job in jobs if "seed" in job.wildcards_dict}
+    held |= {RESULTS for job in jobs if job.rule.name == "results"}
+    try:
+        lifetime.hold_names(Path(), held)
+    except UsbpoError as error:
+        sys.exit(f"usbpo: {error}")
+
+
 def start_warm_worker():
     from usbpo import worker
 
