@@ -12,7 +12,7 @@ from pathlib import Path
 
 from workflow_tools import environment, wait_for
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scancel", "scontrol")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "sinfo", "scancel", "scontrol")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where daemons lie, for users too
 
 CONFIGURATION = """
@@ -55,11 +55,14 @@ class Cluster:
     @property
     def variables(self) -> dict[str, str]:
         """What Slurm's commands need in their environment."""
-        return environment(SLURM_CONF=str(self.folder / "slurm.conf"))
+        variables = environment(SLURM_CONF=str(self.folder / "slurm.conf"))
+        return variables | {"PATH": f"{self.folder}/bin:{variables['PATH']}"}
 
-    def said(self, *words: str, folder: Path | None = None) -> str:
-        """What a command prints that must end well."""
-        done = subprocess.run(words, env=self.variables, cwd=folder, capture_output=True, text=True, timeout=300)
+    def said(self, *words: str, folder: Path | None = None, **changes: str) -> str:
+        """What a command prints that must end well; `changes` are variables of the environment."""
+        done = subprocess.run(
+            words, env=self.variables | changes, cwd=folder, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stdout + done.stderr + self.logs()
         return done.stdout
 
@@ -100,6 +103,11 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
     controller, daemon = free_ports(2)
     found = Cluster(folder)
+    # The executor plugin takes SLURM_CONF away from the environment of srun.
+    srun = folder / "bin/srun"
+    srun.parent.mkdir()
+    srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun", path=PATH)} "$@"\n')
+    srun.chmod(0o755)
     (folder / "slurm.conf").write_text(
         CONFIGURATION.format(host=host, controller=controller, daemon=daemon, user=user, folder=folder)
     )

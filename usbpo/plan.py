@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from usbpo import blocks, layout, memory
+from usbpo import blocks, layout, memory, runtime
 from usbpo.config import Experiment, ModelKeys, RunConfig, find, load_experiment, load_run
 from usbpo.errors import UsbpoError
 from usbpo.layout import five_digits
@@ -232,6 +232,14 @@ class Run:
         if dimensions is None:
             return memory.UNKNOWN
         return memory.megabytes(Sizes(self.config, self.schedule, *dimensions), stage, cycle)
+
+    def minutes(self, stage: str, cycle: int) -> int:
+        """Time limit of a stage in `cycle`, minutes; a guess where the environment cannot be made."""
+        environment = self.config.environment
+        dimensions = _dimensions(environment.id, json.dumps(environment.arguments))
+        if dimensions is None:
+            return runtime.STEP
+        return runtime.minutes(Sizes(self.config, self.schedule, *dimensions), stage, cycle)
 
     def files(self, cycles: int) -> RunFiles:
         """What the results need to know of this run's files, when it has so many cycles."""

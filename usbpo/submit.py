@@ -31,6 +31,8 @@ SNAKEMAKE = 300
 """MB of a Snakemake without jobs, and as many of the warm worker"""
 RESULTS = 1000
 """MB of the rule that draws the results"""
+RESULTS_OF_MANY = 8000
+"""MB of drawing them from many runs"""
 MARGIN = 2.0
 """How many times the time that a job is estimated to take it may take"""
 PLANNING = 0.004
@@ -146,10 +148,8 @@ def submit(plan: Plan, workspace: Workspace, request: Request, dry_run: bool) ->
             script = pilot(line, sets, workspace, request, limit)
             submitted.append(_submitted(f"usbpo-{line.task}-{line.method}", script, workspace.folder, dry_run))
     jobs = sum(line.jobs for line in lines)
-    if draws and jobs * PLANNED_BYTES > MANY_BYTES:
-        print(f"No job draws the results: Snakemake would plan all {jobs:,} jobs for it; draw them in parts.")
-    elif draws:
-        _submitted(name, last(name, jobs, workspace, request, submitted), workspace.folder, dry_run)
+    if draws:
+        _submitted(name, last(name, plan, jobs, workspace, request, submitted), workspace.folder, dry_run)
 
 
 # ---- scripts -----------------------------------------------------------------------------------------------------
@@ -196,16 +196,25 @@ def pilot(
     )
 
 
-def last(name: str, jobs: int, workspace: Workspace, request: Request, after: Sequence[str]) -> str:
-    """The batch script of the job that draws the results once the jobs `after` have ended well."""
-    memory = RESULTS + snakemake_megabytes(jobs)
+def last(name: str, plan: Plan, jobs: int, workspace: Workspace, request: Request, after: Sequence[str]) -> str:
+    """The batch script of the job that draws the results once the jobs `after` have ended well.
+
+    Snakemake draws them, and makes what may be missing; where it would hold very many jobs to find out that nothing is,
+    they are drawn without it.
+    """
+    many = jobs * PLANNED_BYTES > MANY_BYTES
+    memory = RESULTS_OF_MANY if many else RESULTS + snakemake_megabytes(jobs)
     time = ceil((START + PLANNING * jobs * MARGIN) / 60)
     head = {
         "job-name": name,
         **({"dependency": "afterok:" + ":".join(after), "kill-on-invalid-dep": "yes"} if after else {}),
         **_head(1, memory, str(time), request, "%x-%j"),
     }
-    return "\n".join([*_directives(head), workspace.command("all", 1), ""])
+    experiment = plan.experiment.experiment
+    words = [str(Path(sys.prefix) / "bin/usbpo"), "results", "--experiment", experiment]
+    words += ["--output", layout.RESULTS.format(experiment=experiment), "--runs", *plan.result_runs()]
+    words += ["--returns", *plan.result_returns()] if plan.result_returns() else []
+    return "\n".join([*_directives(head), f"exec {shlex.join(words)}" if many else workspace.command("all", 1), ""])
 
 
 def snakemake_megabytes(jobs: float) -> int:

@@ -98,6 +98,15 @@ def memory_of(stage):
     return megabytes
 
 
+def runtime_of(stage):
+    """A resource function: the minutes that a batch system gives a stage, more in each attempt."""
+
+    def minutes(wildcards, attempt):
+        return attempt * run_of(wildcards).minutes(stage, int(wildcards.get("cycle", wildcards.get("block", 0))))
+
+    return minutes
+
+
 def parts_of_block(wildcards):
     return run_of(wildcards).parts_of_block(int(wildcards.block))
 
@@ -179,6 +188,8 @@ def hold_runs():
 
 
 def start_warm_worker():
+    if not workflow.local_exec:  # stages run elsewhere, and would find the way to a worker here in their environment
+        return
     from usbpo import worker
 
     os.environ.update(USBPO_WORKER=worker.start(OWNER))

@@ -15,6 +15,7 @@ rule collect:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("collect"),
         mem_mb=memory_of("collect"),
     params:
         options=of_cycle("collect_options"),
@@ -40,6 +41,7 @@ rule block:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("block"),
         mem_mb=memory_of("block"),
     params:
         code=code_of("block"),

@@ -16,6 +16,7 @@ rule phase1:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("phase1"),
         mem_mb=memory_of("phase1"),
     params:
         options=of_run("phase1_options"),
@@ -44,6 +45,7 @@ rule phase2:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("phase2"),
         mem_mb=memory_of("phase2"),
     params:
         options=of_run("phase2_options"),
@@ -72,6 +74,7 @@ rule rollout:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("rollout"),
         mem_mb=memory_of("rollout"),
     params:
         options=of_cycle("rollout_options"),
