@@ -24,6 +24,11 @@ rule all:
         result_files,
 
 
+rule runs:
+    input:
+        artifacts,
+
+
 include: "workflow/rules/data.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/policy.smk"
@@ -39,8 +44,10 @@ if any(run.schedule.triggered for run in PLAN.cycles):
 
 
 onstart:
+    hold_runs()
     begin()
 
 
 onsuccess:
-    logger.info(f"The results of the experiment are in {RESULTS}/; `usbpo status` lists the runs.")
+    if not PLAN.experiment.only:
+        logger.info(f"The results of the experiment are in {RESULTS}/; `usbpo status` lists the runs.")

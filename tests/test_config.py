@@ -825,6 +825,8 @@ EXPERIMENT_SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"steps": {"test-pendulum": -30}}, "'steps.test-pendulum' must be greater than or equal to 1, but is -30"),
     ({"steps": {"Hopper": 250}}, "steps has no entry for the task test-pendulum"),
     ({"experiment": "a/b"}, "'experiment' may hold letters, digits, dots, dashes and underscores only"),
+    ({"only": ["a", "a"]}, "only names something twice: ['a', 'a']"),
+    ({"only": "a"}, "'only' must be a valid list, but is 'a'"),
     ({"returns": [1000]}, "'returns' must be a mapping of keys to values, but is [1000]; mend the value."),
     ({"returns": {"Hopper": 1000}}, "'returns.Hopper' must be a valid list, but is 1000; mend the value."),
     ({"returns": {"Hopper": []}}, "'returns.Hopper' needs at least 1 entry, but has 0; add more."),

@@ -25,7 +25,7 @@ def start() -> Iterator[Start]:
     processes = []
 
     def start(code: str, *arguments: str, **options: object) -> "subprocess.Popen[str]":
-        prelude = "import os, sys, time\nfrom pathlib import Path\nfrom usbpo import lifetime\n"
+        prelude = "import os, sys, time\nfrom pathlib import Path\nfrom usbpo import lifetime\nfrom usbpo.errors import UsbpoError\n"
         prelude += "def say(text): print(text, flush=True)\n"
         command = [sys.executable, "-c", prelude + textwrap.dedent(code), *arguments]
         process: subprocess.Popen[str] = subprocess.Popen(  # type: ignore[call-overload]
@@ -224,3 +224,40 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / ".snakemake").write_text("a file where the folder should be")
     with pytest.raises(UsbpoError, match=r"\.snakemake: cannot be written"):
         lifetime.hold_workspace(tmp_path)
+
+
+NAMES = """
+try:
+    lifetime.hold_names(Path(sys.argv[1]), sys.argv[2:])
+    say("held")
+except UsbpoError as error:
+    say(error)
+input()
+"""
+
+
+def test_two_that_hold_different_names_work_in_one_folder(tmp_path: Path, start: Start) -> None:
+    assert line(start(NAMES, str(tmp_path), "a/seed-0", "a/seed-1")) == "held"
+    assert line(start(NAMES, str(tmp_path), "a/seed-2")) == "held"
+
+
+def test_a_name_that_another_holds_is_refused_until_its_process_has_gone(tmp_path: Path, start: Start) -> None:
+    first = start(NAMES, str(tmp_path), "a/seed-0", "a/seed-1")
+    assert line(first) == "held"
+    refused = "a/seed-1: another Snakemake is at work on it; wait until that ends."
+    assert line(start(NAMES, str(tmp_path), "a/seed-1", "a/seed-2")) == refused
+    first.kill()
+    first.wait(30)
+    assert line(start(NAMES, str(tmp_path), "a/seed-1")) == "held"
+
+
+def test_children_of_one_that_was_killed_do_not_hold_its_names(tmp_path: Path, start: Start) -> None:
+    code = "lifetime.hold_names(Path(sys.argv[1]), ['a'])\npid = os.fork()\nif pid == 0: time.sleep(600)"
+    first = start(f"{code}\nsay(pid); input()", str(tmp_path))
+    orphan = int(line(first))
+    first.kill()
+    first.wait(30)
+    try:
+        assert line(start(NAMES, str(tmp_path), "a")) == "held"
+    finally:
+        os.kill(orphan, signal.SIGKILL)

@@ -245,6 +245,21 @@ def test_returns_of_a_task_that_does_not_exist_are_refused() -> None:
         plan_of(returns={"Hoper": [1000]})
 
 
+def test_an_experiment_can_be_cut_down_to_some_of_its_runs() -> None:
+    names = ["test-pendulum/test-usbpo/seed-1", "test-pendulum/test-mbpo/seed-0"]
+    whole, part = plan_of(seeds=[0, 1]), plan_of(seeds=[0, 1], only=names)
+    assert len(whole.cycles) == 4
+    assert sorted(run.name for run in part.cycles) == sorted(names)
+    assert set(part.artifacts()) == {path for path in whole.artifacts() if any(name in path for name in names)}
+
+
+def test_only_runs_of_the_experiment_can_be_named() -> None:
+    with pytest.raises(
+        UsbpoError, match=r"^e\.yaml: only: test-pendulum/sac/seed-0 is no run of the experiment; .*\.$"
+    ):
+        plan_of(only=["test-pendulum/sac/seed-0"])
+
+
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     check_writable(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

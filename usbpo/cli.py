@@ -104,7 +104,7 @@ def _application(chosen: str) -> typer.Typer:
             app.command(stage, rich_help_panel=PANEL_STAGES)(_verb(stage))
         else:
             app.command(stage, rich_help_panel=PANEL_STAGES, help=_first_line(stage))(lambda: None)
-    for verb in (status, inspect, results, plan, publish, gc, check_task, tensorboard, video, schema, worker):
+    for verb in (status, inspect, results, plan, submit, publish, gc, check_task, tensorboard, video, schema, worker):
         app.command(verb.__name__.replace("_", "-"), rich_help_panel=PANEL_USER)(verb)
     for name, verbs in (("export", exports), ("import", imports)):
         app.add_typer(verbs, name=name, rich_help_panel=PANEL_USER)
@@ -325,6 +325,36 @@ def gc(
     from usbpo.plan import experiment_file
 
     collect_leftovers(experiment_file(experiment), config.FOLDERS, dry_run, folder)
+
+
+def submit(
+    experiment: Annotated[
+        str | None, typer.Argument(help="Experiment file, or the name of one in config/experiments; or the default.")
+    ] = None,
+    runs_per_job: Annotated[int, typer.Option(help="Runs, of one task and method, in a job.", min=1)] = 1,
+    cores: Annotated[
+        int | None, typer.Option(help="Cores of a job; as many as it has runs without it.", min=1, show_default=False)
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs of a job.", min=0)] = 0,
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition; its default without it.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Time limit of a job as Slurm writes it; twice the estimate without it.")
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="In place of the experiment's scale.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Finished runs too: their keys or code changed.")] = False,
+    results: Annotated[bool, typer.Option(help="Whether a last job draws the results.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch scripts and submit nothing.")] = False,
+    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+) -> None:
+    """Run an experiment on a Slurm cluster: a job for each run, or for some; type it again for what is not finished."""
+    from usbpo.plan import Plan, experiment_file
+    from usbpo.submit import Request, Workspace
+    from usbpo.submit import submit as submit_jobs
+
+    changed = {} if scale is None else {"scale": scale}
+    request = Request(runs_per_job, cores, gpus, partition, time, everything, results)
+    workspace = Workspace(folder, experiment_file(experiment), scale)
+    submit_jobs(Plan.named(experiment, changed), workspace, request, dry_run)
 
 
 def check_task(

@@ -455,6 +455,10 @@ class Experiment(Section):
 
     artifacts: ArtifactKeys = key("Which large artifacts stay.", "section", OURS, ArtifactKeys())
 
+    only: list[str] = key(
+        "Runs of the experiment, TASK/METHOD/seed-N, to which it is cut down; all without it.", "names", OURS, []
+    )
+
     returns: dict[Name, Returns] = key(
         "Returns, by task, whose first reaching the results time, beside that of shares of the task's yardstick.",
         "return",
@@ -464,7 +468,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
-        lists = {name: getattr(self, name) for name in ("tasks", "methods", "seeds")}
+        lists = {name: getattr(self, name) for name in ("tasks", "methods", "seeds", "only")}
         for name, values in (lists | {f"returns.{task}": values for task, values in self.returns.items()}).items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {values}")

@@ -1,5 +1,6 @@
 """Living and dying together: stages end with the Snakemake that owns them, and a crash leaves no lock behind."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -7,7 +8,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -157,6 +158,33 @@ def _open_lock(folder: Path) -> int:
         return os.open(state / "usbpo.lock", os.O_RDWR | os.O_CREAT, 0o666)  # closed on exec, as all of Python's
     except OSError as error:
         raise UsbpoError(f"{state}: cannot be written ({error.strerror}); mend its permissions.") from error
+
+
+def hold_names(folder: Path, names: Iterable[str]) -> None:
+    """Hold each of `names`, a run's folder or one of results, until this process ends; call it once.
+
+    Snakemake's own locks do for one at a time only: whoever ends first deletes the locks of all others, and those of a
+    killed one stay as long as any other lives. So the batch jobs of a workspace, each on runs of its own, do without
+    them, and this is what keeps two from the same run. A name is a locked byte, at its hash's place, of one file; such
+    locks work across machines, where the file system has them at all, and end with their process.
+
+    Raises:
+        UsbpoError: another process holds one of them, or the folder cannot be written.
+    """
+    path = folder / ".snakemake" / "usbpo-names.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # stays open: closing it would let all go
+    except OSError as error:
+        raise UsbpoError(f"{path}: cannot be written ({error.strerror}); mend its permissions.") from error
+    for name in sorted(names):
+        place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UsbpoError(f"{name}: another Snakemake is at work on it; wait until that ends.") from error
+            return  # no locks here
 
 
 def _is_alone(descriptor: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from usbpo import blocks, layout, memory, provenance
+from usbpo import blocks, layout, memory, provenance, runtime
 from usbpo.config import (
     FOLDERS,
     EnvironmentKeys,
@@ -279,6 +279,14 @@ class Run:
             return memory.UNKNOWN
         return memory.megabytes(Sizes(self.config, self.schedule, *dimensions), stage, cycle)
 
+    def minutes(self, stage: str, cycle: int) -> int:
+        """Time limit of a stage in `cycle`, minutes; a guess where the environment cannot be made."""
+        environment = self.config.environment
+        dimensions = _dimensions(environment.id, json.dumps(environment.arguments))
+        if dimensions is None:
+            return runtime.STEP
+        return runtime.minutes(Sizes(self.config, self.schedule, *dimensions), stage, cycle)
+
     def files(self, cycles: int) -> RunFiles:
         """What the results need to know of this run's files, when it has so many cycles."""
         schedule = self.schedule
@@ -401,6 +409,7 @@ class Plan:
                 for seed in self.experiment.scaled_seeds:
                     run = self.run(task, method, seed)
                     self.cycles[run] = self._cycles(run, source)
+        self._cut_down(source)
 
     @classmethod
     def named(cls, name: str | None, changed: Mapping[str, Any] | None = None) -> "Plan":
@@ -433,6 +442,18 @@ class Plan:
                         f"{path}: there is no such file, but schedule.initial_data of {run.task} with {run.method} "
                         "names it; make it with usbpo import, or mend the key."
                     )
+
+    def _cut_down(self, source: str) -> None:
+        """Keep the runs that `only` names."""
+        names = {run.name for run in self.cycles}
+        for name in self.experiment.only:
+            if name not in names:
+                raise UsbpoError(
+                    f"{source}: only: {name} is no run of the experiment; name TASK/METHOD/seed-N of its tasks, "
+                    "methods and seeds."
+                )
+        if self.experiment.only:
+            self.cycles = {run: cycles for run, cycles in self.cycles.items() if run.name in self.experiment.only}
 
     def _check_returns(self, source: str) -> None:
         """Refuse returns of a task that does not exist; a part of an experiment may leave out tasks that do."""

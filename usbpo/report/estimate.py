@@ -66,16 +66,22 @@ class Work:
         return self.costs.seconds_of[stage](cycle) * self.seconds_by.get(stage, 1.0)
 
 
-def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
-    """A line for each task and method of an experiment, with what stands below `root` left out of disk and time."""
+def estimate(plan: Plan, root: Path = Path(), everything: bool = False) -> list[Line]:
+    """A line for each task and method of an experiment, with what stands below `root` left out of disk and time.
+
+    Args:
+        everything: leave nothing out.
+    """
     lines: dict[tuple[str, str], Line] = {}
     works: dict[tuple[str, str], Work] = {}
     for run, cycles in plan.cycles.items():
         group = run.task, run.method
-        kept, there = plan.kept(run, root), files_of(run, root)
-        jobs = [(stage, cycle, paths) for cycle in range(cycles + 1) for stage, paths in run.jobs(cycle).items()]
-        to_run, to_come = jobs_to_run(run, cycles, kept, there), set(kept) - there
-        missing = [job for job in jobs if job[:2] in to_run]
+        jobs, missing = jobs_of(plan, run, root)
+        to_come = set(plan.kept(run, root))
+        if everything:
+            missing = jobs
+        else:
+            to_come -= files_of(run, root)
         if group not in lines:
             lines[group] = Line(*group, memory=1e6 * max(run.megabytes(stage, cycle) for stage, cycle, _ in jobs))
         if missing and group not in works:
@@ -91,6 +97,18 @@ def estimate(plan: Plan, root: Path = Path()) -> list[Line]:
         line.seconds += took
         line.longest = max(line.longest, took)
     return list(lines.values())
+
+
+Job = tuple[str, int, list[str]]
+"""A stage, its cycle, and the files that it leaves"""
+
+
+def jobs_of(plan: Plan, run: Run, root: Path) -> tuple[list[Job], list[Job]]:
+    """All jobs of a run, and those that are to run so that there is what stays of it."""
+    cycles = plan.cycles[run]
+    jobs = [(stage, cycle, paths) for cycle in range(cycles + 1) for stage, paths in run.jobs(cycle).items()]
+    to_run = jobs_to_run(run, cycles, plan.kept(run, root), files_of(run, root))
+    return jobs, [job for job in jobs if job[:2] in to_run]
 
 
 def alike(plan: Plan, run: Run) -> list[Run]:

@@ -115,6 +115,15 @@ def memory_of(stage):
     return told(megabytes)
 
 
+def runtime_of(stage):
+    """A resource function: the minutes that a batch system gives a stage, more in each attempt."""
+
+    def minutes(wildcards, attempt):
+        return attempt * run_of(wildcards).minutes(stage, int(wildcards.get("cycle", wildcards.get("block", 0))))
+
+    return told(minutes)
+
+
 def code_of(stage):
     """What makes a stage run again when its code has changed, and only then."""
     return fingerprint(f"stages.{stage}")
@@ -228,12 +237,25 @@ def shown(name):
     )
 
 
+def hold_runs():
+    """Refuse to start while another Snakemake is at work on one of the same runs, or draws the same results."""
+    jobs = list(workflow.dag.needrun_jobs())
+    held = {layout.RUN.format(**job.wildcards_dict) for job in jobs if "seed" in job.wildcards_dict}
+    held |= {RESULTS for job in jobs if job.rule.name == "results"}
+    try:
+        lifetime.hold_names(Path(), held)
+    except UsbpoError as error:
+        sys.exit(f"usbpo: {error}")
+
+
 def begin():
     """Before the first job: the collector comes back, and never looks at the DAG; the warm worker starts."""
-    from usbpo import client, worker
-
     gc.freeze()
     gc.enable()
+    if not workflow.local_exec:  # stages run elsewhere, and would find the way to a worker here in their environment
+        return
+    from usbpo import client, worker
+
     os.environ.update(USBPO_WORKER=worker.start(OWNER))
     if not workflow.deployment_settings.deployment_method:  # else jobs have a `usbpo` in an environment of their own
         os.environ.update(client.shell_function())

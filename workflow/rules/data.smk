@@ -16,6 +16,7 @@ rule collect:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("collect"),
         mem_mb=memory_of("collect"),
     params:
         options=of_cycle("collect_options"),
@@ -43,6 +44,7 @@ rule block:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("block"),
         mem_mb=memory_of("block"),
     params:
         code=code_of("block"),

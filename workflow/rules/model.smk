@@ -16,6 +16,7 @@ rule phase1:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("phase1"),
         mem_mb=memory_of("phase1"),
         gpu=of_run("gpus"),
     params:
@@ -45,6 +46,7 @@ rule phase2:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("phase2"),
         mem_mb=memory_of("phase2"),
         gpu=of_run("gpus"),
     params:
@@ -74,6 +76,7 @@ rule rollout:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("rollout"),
         mem_mb=memory_of("rollout"),
         gpu=of_run("gpus"),
     params:

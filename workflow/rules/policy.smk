@@ -14,6 +14,7 @@ rule initialise:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("initialise"),
         mem_mb=memory_of("initialise"),
     params:
         options=of_run("initialise_options"),
@@ -44,6 +45,7 @@ rule policy:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("policy"),
         mem_mb=memory_of("policy"),
         gpu=of_run("gpus"),
     params:
@@ -72,6 +74,7 @@ rule evaluate:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("evaluate"),
         mem_mb=memory_of("evaluate"),
     params:
         options=of_cycle("evaluate_options"),

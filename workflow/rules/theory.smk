@@ -21,6 +21,7 @@ rule theory:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("theory"),
         mem_mb=memory_of("theory"),
     params:
         options=of_run("theory_options"),

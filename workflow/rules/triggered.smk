@@ -29,6 +29,7 @@ rule triggered:
         "../envs/usbpo.yaml"
     threads: 1
     resources:
+        runtime=runtime_of("triggered"),
         mem_mb=memory_of("triggered"),
         gpu=of_run("gpus"),
     params:

@@ -1,0 +1,139 @@
+"""What many runs at once ask of Snakemake and of the file system: counted, and a sample with stages that do nothing.
+
+    PYTHONPATH=. python benchmarks/scaling.py count                          all runs: jobs, files, bytes
+    PYTHONPATH=. python benchmarks/scaling.py plan [--task HalfCheetah]      one pilot's dry run: time and memory
+    PYTHONPATH=. python benchmarks/scaling.py run [--task Hopper --cycles 500]   one pilot with stages that do nothing
+
+A stage that does nothing leaves its files empty, by a shell function of the name `usbpo`; `run` measures the workflow
+alone: Snakemake, its records, logs and benchmark files, but neither the warm worker nor work. CPU time is that of
+Snakemake and its children; other work on the machine makes the clock slow and leaves it as it is, about.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from usbpo.config import FOLDERS, read_yaml
+from usbpo.plan import Plan, Run
+from usbpo.report.costs import ROLLOUTS, bytes_by_size
+from usbpo.sizes import Sizes
+from usbpo.tasks import Simulator
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+METHODS = ["usbpo", "mbpo", "cmlo", "sac", "usbpo-shift", "usbpo-bias", "usbpo-as-released", "mbpo-lr1e-4"]
+SEEDS = 20
+STUB = """() {
+  local output=
+  for word in "$@"; do
+    case "$word" in
+      --output | --metrics) output=1 ;;
+      --*) output= ;;
+      *) [ -z "$output" ] || : > "$word" ;;
+    esac
+  done
+}"""
+"""A shell function in place of `usbpo`: it makes the files that a stage would leave"""
+
+
+def experiment() -> dict[str, object]:
+    """The tasks of `main` with all methods and 20 seeds."""
+    content = read_yaml(REPOSITORY / "config/experiments/main.yaml")
+    return {**content, "experiment": "scaling", "methods": METHODS, "seeds": list(range(SEEDS))}
+
+
+def sizes_of(run: Run) -> Sizes:
+    """The sizes that the environment itself says."""
+    environment = run.config.environment
+    simulator = Simulator(environment.id, environment.arguments)
+    simulator.close()
+    return Sizes(run.config, run.schedule, simulator.obs_dim, simulator.act_dim)
+
+
+def count() -> None:
+    """Print what all runs have: one seed is counted, and all seeds of a task and method are alike."""
+    plan = Plan({**experiment(), "seeds": [0]}, source="scaling", folders=FOLDERS)
+    total: Counter[str] = Counter()
+    print(f"{'task':20}{'method':20}{'jobs':>8}{'files':>12}{'kept':>11}{'rollouts':>15}{'largest job':>14}")
+    for run, cycles in plan.cycles.items():
+        jobs = [(stage, cycle, paths) for cycle in range(cycles + 1) for stage, paths in run.jobs(cycle).items()]
+        of = bytes_by_size(sizes_of(run))
+        made = sum(len(paths) for _, _, paths in jobs)
+        kept = sum(of[stage](cycle) for stage, cycle, _ in jobs)
+        rollouts = sum(of[ROLLOUTS](cycle) for stage, cycle, _ in jobs if stage in ("rollout", "triggered"))
+        largest = max(run.megabytes(stage, cycle) for stage, cycle, _ in jobs)
+        # A log and a benchmark file for each job, and a record of Snakemake's for each file.
+        files = 2 * made + 2 * len(jobs)
+        print(
+            f"{run.task:20}{run.method:20}{len(jobs):8,}{files:12,}{kept / 1e9:8.1f} GB{rollouts / 1e9:12.1f} GB"
+            f"{largest:11,} MB"
+        )
+        total.update(runs=1, jobs=len(jobs), files=files, kept=int(kept), rollouts=int(rollouts), records=made)
+    print(
+        f"times {SEEDS} seeds: {SEEDS * total['runs']:,} runs, {SEEDS * total['jobs'] / 1e6:.2f} million jobs, "
+        f"{SEEDS * total['files'] / 1e6:.1f} million files, of which {SEEDS * total['records'] / 1e6:.1f} million are "
+        f"Snakemake's records; {SEEDS * total['kept'] / 1e12:.1f} TB kept, {SEEDS * total['rollouts'] / 1e12:.1f} TB "
+        "of rollouts"
+    )
+
+
+def pilot(given: argparse.Namespace, stubs: bool) -> None:
+    """Print what a Snakemake takes that plans one run, and with `stubs` runs it."""
+    content = experiment() | {"tasks": [given.task], "methods": [given.method], "seeds": [0], "rollouts": "keep"}
+    steps = content["steps"]
+    assert isinstance(steps, dict)
+    run = next(iter(Plan(content, source="scaling", folders=FOLDERS).cycles))
+    content["steps"] = steps[given.task] if given.cycles is None else given.cycles * run.schedule.cycle_steps
+    content["returns"] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "e.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        words = [str(Path(sys.executable).parent / "snakemake"), "runs", "--nolock", "--cores", str(given.cores)]
+        words += ["--snakefile", str(REPOSITORY / "Snakefile"), "--configfile", "e.yaml"]
+        words += [] if stubs else ["--dry-run", "--quiet", "all"]
+        variables = {**os.environ, "USBPO_WARM": "0", "BASH_FUNC_usbpo%%": STUB}
+        jobs = sum(len(run.jobs(cycle)) for cycle in range(run.schedule.cycles(content["steps"]) + 1))
+        started = time.perf_counter()
+        with open(folder / "said", "w", encoding="utf-8") as said:
+            process = subprocess.Popen(words, cwd=folder, env=variables, stdout=said, stderr=said)
+        _, status, used = os.wait4(process.pid, 0)
+        wall, cpu = time.perf_counter() - started, used.ru_utime + used.ru_stime
+        if status:
+            sys.exit(f"scaling: Snakemake ended with status {status}: {(folder / 'said').read_text()[-2000:]}")
+        print(
+            f"{given.task}/{given.method}, {'run' if stubs else 'dry run'}: {jobs:,} jobs, {wall:.0f} s of the clock, "
+            f"{cpu:.1f} s of CPU ({1e3 * cpu / jobs:.1f} ms a job), {used.ru_maxrss / 1024:.0f} MB "
+            f"({1024 * used.ru_maxrss / jobs / 1000:.0f} kB a job); load {os.getloadavg()[0]:.0f}"
+        )
+        if stubs:
+            found = Counter(
+                "record" if "metadata" in path.parts else "data"
+                for path in [*(folder / "data").rglob("*"), *(folder / ".snakemake/metadata").rglob("*")]
+                if path.is_file()
+            )
+            print(", ".join(f"{number:,} {kind} files" for kind, number in sorted(found.items())))
+
+
+def main() -> None:
+    """Print one of the three."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["count", "plan", "run"])
+    parser.add_argument("--task", default="Hopper")
+    parser.add_argument("--method", default="usbpo")
+    parser.add_argument("--cycles", type=int)
+    parser.add_argument("--cores", type=int, default=1)
+    given = parser.parse_args()
+    if given.what == "count":
+        count()
+    else:
+        pilot(given, stubs=given.what == "run")
+
+
+if __name__ == "__main__":
+    main()
