@@ -214,7 +214,7 @@ def draw(table: Table) -> Figure:
     cycles = table["cycle"]
     clock.plot(*drawing.binned(cycles, overhead(table)), color=drawing.QUIET, linewidth=1, label="time")
     clock.plot(*drawing.binned(cycles, table["cpu_seconds"]), color=drawing.INK, linewidth=2, label="CPU time")
-    clock.legend(loc="upper left")
+    clock.legend(loc="upper right")
     clock.set_title("Beside the stages")
     clock.set_ylabel("Seconds of a cycle")
     for look, values in zip(looks, written(table).values(), strict=True):
@@ -264,6 +264,7 @@ def main() -> None:
         content = {
             **{"experiment": "e", "tasks": [given.task], "methods": [given.method], "seeds": [0]},
             "steps": given.cycles * one.schedule.cycle_steps,
+            "artifacts": {"keep": "all"},
         }
         experiment = folder / "e.yaml"
         experiment.write_text(yaml.safe_dump(content), encoding="utf-8")
