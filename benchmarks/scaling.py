@@ -83,6 +83,12 @@ def count() -> None:
     )
 
 
+def peak(pid: int) -> int:
+    """Most bytes of memory that a process had so far. Its rusage would count what our own had when it was forked."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
 def pilot(given: argparse.Namespace, stubs: bool) -> None:
     """Print what a Snakemake takes that plans one run, and with `stubs` runs it."""
     content = experiment() | {"tasks": [given.task], "methods": [given.method], "seeds": [0], "rollouts": "keep"}
@@ -102,14 +108,20 @@ def pilot(given: argparse.Namespace, stubs: bool) -> None:
         started = time.perf_counter()
         with open(folder / "said", "w", encoding="utf-8") as said:
             process = subprocess.Popen(words, cwd=folder, env=variables, stdout=said, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
+        memory = 0
+        while True:
+            ended, status, used = os.wait4(process.pid, os.WNOHANG)
+            if ended:
+                break
+            memory = max(memory, peak(process.pid))
+            time.sleep(0.2)
         wall, cpu = time.perf_counter() - started, used.ru_utime + used.ru_stime
         if status:
             sys.exit(f"scaling: Snakemake ended with status {status}: {(folder / 'said').read_text()[-2000:]}")
         print(
             f"{given.task}/{given.method}, {'run' if stubs else 'dry run'}: {jobs:,} jobs, {wall:.0f} s of the clock, "
-            f"{cpu:.1f} s of CPU ({1e3 * cpu / jobs:.1f} ms a job), {used.ru_maxrss / 1024:.0f} MB "
-            f"({1024 * used.ru_maxrss / jobs / 1000:.0f} kB a job); load {os.getloadavg()[0]:.0f}"
+            f"{cpu:.1f} s of CPU ({1e3 * cpu / jobs:.1f} ms a job), {memory / 1e6:.0f} MB "
+            f"({memory / jobs / 1e3:.0f} kB a job); load {os.getloadavg()[0]:.0f}"
         )
         if stubs:
             found = Counter(

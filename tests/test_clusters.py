@@ -1,16 +1,14 @@
 """docs/clusters.md: the manifest for Kubernetes and the profiles, as far as they can be tried without a cluster."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from workflow_tools import BIN, EXPERIMENT, FOLDERS, REPO, environment
+from workflow_tools import REPO, environment
 
 from usbpo.config import read_yaml
-from usbpo.plan import Plan
 
 DOCUMENT = (REPO / "docs/clusters.md").read_text(encoding="utf-8")
 
@@ -41,24 +39,3 @@ def test_a_profile_for_clusters_sets_what_the_default_one_sets(name: str) -> Non
     default, profile = (read_yaml(REPO / f"profiles/{of}/config.yaml") for of in ("default", name))
     del default["report-metadata"]
     assert {key: profile[key] for key in default} == default
-
-
-def test_limits_and_memory_of_each_stage_are_what_a_submit_command_is_given(tmp_path: Path) -> None:
-    (run,) = [
-        run for run in Plan(read_yaml(EXPERIMENT), source="test", folders=FOLDERS).cycles if run.method == "test-mbpo"
-    ]
-    done = subprocess.run(
-        [
-            *(str(BIN / "snakemake"), f"data/runs/{run.name}/00001/policy.safetensors", "--dry-run", "--cores", "1"),
-            *("--snakefile", str(REPO / "Snakefile"), "--configfile", str(EXPERIMENT)),
-        ],
-        cwd=tmp_path,
-        env={**environment(), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr + os.linesep + done.stdout
-    (resources,) = re.findall(r"Job \d+: policy: .*?resources: ([^\n]*)", done.stdout, flags=re.DOTALL)
-    assert f"runtime={run.minutes('policy', 1)}" in resources
-    assert f"mem_mb={run.megabytes('policy', 1)}" in resources

@@ -26,7 +26,8 @@ def start() -> Iterator[Start]:
 
     def start(code: str, *arguments: str, **options: object) -> "subprocess.Popen[str]":
         prelude = "import os, sys, time\nfrom pathlib import Path\nfrom usbpo import lifetime\n"
-        prelude += "from usbpo.errors import UsbpoError\ndef say(text): print(text, flush=True)\n"
+        prelude += "from usbpo.errors import UsbpoError\n"
+        prelude += "def say(text): print(text, flush=True)\n"
         command = [sys.executable, "-c", prelude + textwrap.dedent(code), *arguments]
         process: subprocess.Popen[str] = subprocess.Popen(  # type: ignore[call-overload]
             command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **options
