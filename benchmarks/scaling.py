@@ -56,14 +56,26 @@ def sizes_of(run: Run) -> Sizes:
     return Sizes(run.config, run.schedule, simulator.obs_dim, simulator.act_dim)
 
 
+def bytes_read(sizes: Sizes, stage: str, cycle: int) -> int:
+    """Bytes of D_env and D_model that a job reads; networks are small beside them."""
+    real, before = (sizes.row * rows for rows in (sizes.real_rows(cycle), sum(sizes.model_rows(cycle - 1))))
+    now = sizes.row * sum(sizes.model_rows(cycle))
+    model = {"policy": now, "triggered": now, "phase2": before, "theory": before}
+    return real + model.get(stage, 0) if stage in {*model, "phase1", "rollout"} else 0
+
+
 def count() -> None:
     """Print what all runs have: one seed is counted, and all seeds of a task and method are alike."""
     plan = Plan({**experiment(), "seeds": [0]}, source="scaling", folders=FOLDERS)
     total: Counter[str] = Counter()
-    print(f"{'task':20}{'method':20}{'jobs':>8}{'files':>12}{'kept':>11}{'rollouts':>15}{'largest job':>14}")
+    print(
+        f"{'task':20}{'method':20}{'jobs':>8}{'files':>12}{'kept':>11}{'rollouts':>15}{'read':>12}{'largest job':>14}"
+    )
     for run, cycles in plan.cycles.items():
         jobs = [(stage, cycle, paths) for cycle in range(cycles + 1) for stage, paths in run.jobs(cycle).items()]
-        of = bytes_by_size(sizes_of(run))
+        sizes = sizes_of(run)
+        of = bytes_by_size(sizes)
+        read = sum(bytes_read(sizes, stage, cycle) for stage, cycle, _ in jobs)
         made = sum(len(paths) for _, _, paths in jobs)
         kept = sum(of[stage](cycle) for stage, cycle, _ in jobs)
         rollouts = sum(of[ROLLOUTS](cycle) for stage, cycle, _ in jobs if stage in ("rollout", "triggered"))
@@ -72,14 +84,16 @@ def count() -> None:
         files = 2 * made + 2 * len(jobs)
         print(
             f"{run.task:20}{run.method:20}{len(jobs):8,}{files:12,}{kept / 1e9:8.1f} GB{rollouts / 1e9:12.1f} GB"
-            f"{largest:11,} MB"
+            f"{read / 1e9:9.0f} GB{largest:11,} MB"
         )
-        total.update(runs=1, jobs=len(jobs), files=files, kept=int(kept), rollouts=int(rollouts), records=made)
+        total.update(
+            runs=1, jobs=len(jobs), files=files, kept=int(kept), rollouts=int(rollouts), records=made, read=read
+        )
     print(
         f"times {SEEDS} seeds: {SEEDS * total['runs']:,} runs, {SEEDS * total['jobs'] / 1e6:.2f} million jobs, "
         f"{SEEDS * total['files'] / 1e6:.1f} million files, of which {SEEDS * total['records'] / 1e6:.1f} million are "
         f"Snakemake's records; {SEEDS * total['kept'] / 1e12:.1f} TB kept, {SEEDS * total['rollouts'] / 1e12:.1f} TB "
-        "of rollouts"
+        f"of rollouts; {SEEDS * total['read'] / 1e12:.0f} TB are read"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from slurm_cluster import Cluster, cluster, missing
-from workflow_tools import BIN, EXPERIMENT, MBPO, REPO, command, finished_workspace, snakemake, tree, wait_for
+from workflow_tools import BIN, EXPERIMENT, MBPO, REPO, USBPO, command, finished_workspace, snakemake, tree, wait_for
 
 from usbpo.config import read_yaml
 from usbpo.submit import SCRIPTS
@@ -151,13 +151,15 @@ def test_a_job_that_slurm_stops_is_taken_up_by_the_same_command(
     assert tree(workspace) == tree(longer), logs(workspace)
 
 
-def test_two_jobs_on_one_run_are_not_let_be(slurm: Cluster, workspace: Path, finished: Path) -> None:
-    """Whoever submits past `usbpo submit`, by the same script twice, has one job that says why it does not run."""
-    first, _ = jobs(submit(slurm, workspace, str(EXPERIMENT), "--no-results"))
-    (script,) = (workspace / SCRIPTS).glob("*test-usbpo*.sh")
+def test_the_second_of_two_jobs_on_one_run_is_refused(slurm: Cluster, workspace: Path, finished: Path) -> None:
+    """Whoever submits a script a second time past `usbpo submit`, which would have looked into the queue."""
+    experiment = workspace / "e.yaml"
+    experiment.write_text(yaml.safe_dump({**read_yaml(EXPERIMENT), "methods": ["test-usbpo"]}))
+    (first,) = jobs(submit(slurm, workspace, str(experiment), "--no-results"))
+    (script,) = (workspace / SCRIPTS).glob("*.sh")
     second = slurm.said("sbatch", "--parsable", str(script), folder=workspace).strip()
     slurm.wait_until_idle()
-    states = {slurm.state(f"{number}_0") for number in (first, second)}
-    assert states == {"COMPLETED", "FAILED"} or "another Snakemake" not in logs(workspace)
-    of_runs = {name: sha for name, sha in tree(finished).items() if name.startswith("data/runs")}
-    assert tree(workspace) == of_runs, logs(workspace)
+    assert {slurm.state(f"{number}_0") for number in (first, second)} == {"COMPLETED", "FAILED"}, logs(workspace)
+    assert logs(workspace).count("another Snakemake is at work on it; wait until that ends.") == 1
+    of_run = {name: sha for name, sha in tree(finished).items() if f"data/runs/{USBPO}" in name}
+    assert tree(workspace) == of_run
