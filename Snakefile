@@ -49,5 +49,6 @@ onstart:
 
 
 onsuccess:
+    check_restored()
     if not PLAN.experiment.only:
         logger.info(f"The results of the experiment are in {RESULTS}/; `usbpo status` lists the runs.")

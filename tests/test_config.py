@@ -542,7 +542,9 @@ def called_with(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
     with monkeypatch.context() as patched:
         patched.setattr(cli, "_stage_function", lambda _: stand_in)
+        cli._command.cache_clear()
         assert cli.main(words) == 0
+        cli._command.cache_clear()
     return seen
 
 

@@ -37,7 +37,7 @@ from usbpo.errors import UsbpoError
 from usbpo.leftovers import collect_leftovers
 from usbpo.plan import Plan, Run
 from usbpo.report.estimate import estimate
-from usbpo.restoring import changed_jobs, files_of
+from usbpo.restoring import changed_jobs, files_of, read_otherwise
 
 METHODS = ["test-usbpo", "test-cmlo"]
 USBPO, CMLO = (f"test-pendulum/{method}/seed-1" for method in METHODS)
@@ -199,6 +199,24 @@ def test_a_deleted_evaluation_is_made_again_from_the_kept_cycle_before(workspace
     run_again(workspace)
     assert tree(workspace) == before
     assert to_come(workspace) == set()
+
+
+def test_what_was_made_again_is_held_against_what_its_readers_have_read(tmp_path: Path) -> None:
+    plan = plan_of("every-4")
+    (run,) = [run for run in plan.cycles if run.name == USBPO]
+    policy = run.path(layout.POLICY, 4)
+    (tmp_path / policy).parent.mkdir(parents=True)
+    (tmp_path / policy).write_bytes(b"anew")
+
+    def told(read: str, jobs: set[tuple[str, int]]) -> list[str]:
+        evaluated = SimpleNamespace(input_checksums={policy: read, run.path(layout.SHARD, 0): "of another file"})
+        records = {run.path(layout.EVALUATION, 4): evaluated}
+        return read_otherwise(plan, {run.name: jobs}, records.get, lambda path: path.read_text(), tmp_path)
+
+    assert told("anew", {("policy", 4)}) == []
+    assert told("before", {("policy", 4)}) == [policy]
+    assert told("before", {("policy", 4), ("evaluate", 4)}) == [], "the reader runs itself"
+    assert told("before", set()) == [], "it was not made again"
 
 
 @pytest.mark.slow

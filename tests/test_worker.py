@@ -646,8 +646,8 @@ def test_a_process_that_something_may_have_stayed_behind_in_ends(served: Room, e
 def test_a_resident_that_was_killed_is_replaced_and_reaped(served: Room) -> None:
     pid = int(told_by(served)[0])
     os.kill(pid, signal.SIGKILL)
-    assert int(told_by(served)[0]) != pid
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    assert int(told_by(served)[0]) != pid
 
 
 def test_a_signal_ends_the_stage_in_a_resident_and_only_that(served: Room) -> None:

@@ -2,8 +2,8 @@
 
 Snakemake runs every reader of a file that it makes again, and all that follows, whatever the file's bytes turn out to
 be; `ancient()` changes nothing about that where the file was missing when it planned. So the readers that stand, and
-need not run, are not shown who makes the files that they miss (`before_update()` in the rules). Of the files that are
-there then, the next Snakemake compares the checksums with those that the readers have read.
+need not run, are not shown who makes the files that they miss (`before_update()` in the rules). When all is done, the
+checksums of what was made are compared with those that the readers have read (`read_otherwise`).
 """
 
 import os
@@ -24,21 +24,52 @@ Records = Callable[[str], Any]
 def restoring(plan: Plan, records: Records, named: Collection[str] = (), root: Path = Path()) -> dict[str, set[Job]]:
     """The runs, by name, in which something is made again that standing jobs have read, each with the jobs that run.
 
+    None where the experiment keeps everything: what is missing there was lost and not let go, perhaps because it was
+    spoilt, and its readers run again.
+
     Args:
         named: the artifacts that shall be made; empty: what the experiment keeps.
     """
-    found = {}
+    found: dict[str, set[Job]] = {}
+    if plan.experiment.artifacts.keep == "all":
+        return found
     for run, cycles in plan.cycles.items():
         there = files_of(run, root)
         wanted = [path for path in named if path.startswith(f"{run.folder}/")] if named else plan.kept(run, root)
-        nothing_let_go = plan.experiment.artifacts.keep == "all" and there.issuperset(wanted)
-        if not there or nothing_let_go:
+        if not there:
             continue
         to_run = jobs_to_run(run, cycles, wanted, there, changed_jobs(run, cycles, there, records))
         made = {path for stage, cycle in to_run for path in run.jobs(cycle)[stage] if path not in there}
         if any(not made.isdisjoint(run.inputs(*job)) for job in _jobs(run, cycles) if job not in to_run):
             found[run.name] = to_run
     return found
+
+
+def read_otherwise(
+    plan: Plan, restored: Mapping[str, set[Job]], records: Records, checksum: Callable[[Path], str], root: Path = Path()
+) -> list[str]:
+    """The files that were made again, and are there, with other bytes than standing jobs have read.
+
+    Args:
+        restored: what `restoring` gave before they were made.
+        records: as they are now.
+        checksum: of a file, as the records hold it.
+    """
+    known: dict[str, str] = {}
+    found = set()
+    for run, cycles in plan.cycles.items():
+        if run.name not in restored:
+            continue
+        jobs = _jobs(run, cycles)
+        made = {path for job in restored[run.name] for path in jobs[job] if (root / path).is_file()}
+        for job in jobs.keys() - restored[run.name]:
+            record = next(filter(None, map(records, jobs[job])), None)
+            sums = getattr(record, "input_checksums", None) or {}
+            for path in made & sums.keys():
+                known.setdefault(path, checksum(root / path))
+                if sums[path] != known[path]:
+                    found.add(path)
+    return sorted(found)
 
 
 def is_hidden(path: str, run: Run, job: Job, restored: Mapping[str, set[Job]], root: Path = Path()) -> bool:

@@ -18,7 +18,7 @@ from usbpo.errors import UsbpoError
 from usbpo.fingerprint import fingerprint
 from usbpo.plan import Plan, check_writable
 from usbpo.report.runs import FILES
-from usbpo.restoring import is_hidden, restoring
+from usbpo.restoring import is_hidden, read_otherwise, restoring
 
 # Snakemake follows a chain of jobs by recursion; Python's own limit ends a run at about 480 cycles.
 sys.setrecursionlimit(20_000)
@@ -195,6 +195,20 @@ def restored():
     for run, jobs in found.items():
         logger.info(f"{run}: {len(jobs)} jobs to run; those that have read what is made again stand, and do not run.")
     return found
+
+
+def check_restored():
+    """Say which files were made again with other bytes than the jobs that stand have read: something was spoilt."""
+    other = read_otherwise(PLAN, restored(), _record_of, provenance.sha256)
+    if other:
+        more = f" and {len(other) - 1} more are" if len(other) > 1 else " is"
+        sys.exit(
+            f"usbpo: {other[0]}{more} not what was read of it before; type the command again, and its readers run."
+        )
+
+
+def _record_of(path):
+    return workflow.persistence.metadata(IOFile(path, rule=None))
 
 
 # ---- around a run ----------------------------------------------------------------------------------------------
