@@ -105,7 +105,8 @@ def peak(pid: int) -> int:
 
 def pilot(given: argparse.Namespace, stubs: bool) -> None:
     """Print what a Snakemake takes that plans one run, and with `stubs` runs it."""
-    content = experiment() | {"tasks": [given.task], "methods": [given.method], "seeds": [0], "rollouts": "keep"}
+    content = experiment() | {"tasks": [given.task], "methods": [given.method], "seeds": [0]}
+    content["artifacts"] = {"keep": "all"}
     steps = content["steps"]
     assert isinstance(steps, dict)
     run = next(iter(Plan(content, source="scaling", folders=FOLDERS).cycles))

@@ -239,23 +239,29 @@ def test_the_rest_can_be_pulled_later(newest: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_temporary_rollouts_goes_on_where_it_was_pulled(first: Path, tmp_path: Path) -> None:
-    content = {"experiment": "demo", "tasks": ["test-pendulum"], "methods": ["test-usbpo"], "seeds": [1], "steps": 90}
-    original = clone(first, tmp_path / "original")
-    (original / "config/config.yaml").write_text(yaml.safe_dump(content | {"rollouts": "temporary"}))
+@pytest.mark.parametrize("cycles", [["00003", "00004", "00005"], None], ids=["the newest cycles", "all"])
+def test_a_run_that_keeps_its_last_cycle_goes_on_where_it_was_pulled(
+    first: Path, tmp_path: Path, cycles: list[str] | None
+) -> None:
+    """D_model's rollouts are made again, and read the policy of one cycle more than D_model has."""
+    content = {"experiment": "demo", "tasks": ["test-pendulum"], "methods": ["test-usbpo"], "seeds": [1], "steps": 150}
+    original, run = clone(first, tmp_path / "original"), "data/runs/test-pendulum/test-usbpo/seed-1"
+    (original / "config/config.yaml").write_text(yaml.safe_dump(content | {"artifacts": {"keep": "last"}}))
     snake(original)
     usbpo(original, "publish")
-    git(original, "commit", "--all", "--quiet", "--message", "Another seed, without its rollouts")
+    git(original, "commit", "--all", "--quiet", "--message", "Another seed, of which the last cycle is kept")
     here = clone(original, tmp_path / "here")
-    pull(here, "data/runs/test-pendulum/test-usbpo/seed-1", "data/results/demo")
-    assert shared_files(here) == {n: s for n, s in shared_files(original).items() if "seed-0" not in n}
-    rollouts = sorted(path.parent.name for path in here.glob("data/runs/*/*/seed-1/*/rollouts.h5"))
-    assert rollouts == ["00002", "00003"]
-    assert NOTHING in snake(here)
-    more = ("--config", "steps=120")
-    assert {job.number for job in planned(here, *more) - RESULTS} == {4}
-    (here / "data/runs/test-pendulum/test-usbpo/seed-1/00002/evaluation.h5").unlink()
-    assert planned(here) == {Job("evaluate", "test-pendulum/test-usbpo/seed-1", 2)} | RESULTS
+    pull(here, *([run] if cycles is None else [f"{run}/{part}" for part in ("provenance.jsonl.gz", "data", *cycles)]))
+    assert not list(here.glob(f"{run}/*/rollouts.h5"))
+    assert planned(here) - RESULTS == set()
+    more = ("--config", "steps=180")
+    again = {job for job in planned(here, *more) - RESULTS if job.number < 6}
+    assert again == {Job("rollout", "test-pendulum/test-usbpo/seed-1", cycle) for cycle in (4, 5)}
+    for folder in (original, here):
+        snake(folder, *more)
+    expected = shared_files(original, f"{run}/00006")
+    assert expected
+    assert shared_files(here, f"{run}/00006") == expected
 
 
 # ---- links into the cache ----------------------------------------------------------------------------------------
