@@ -213,7 +213,7 @@ def test_what_was_made_again_is_held_against_what_its_readers_have_read(tmp_path
         records = {run.path(layout.EVALUATION, 4): evaluated}
         return read_otherwise(plan, {run.name: jobs}, records.get, lambda path: path.read_text(), tmp_path)
 
-    assert told("anew", {("policy", 4)}) == []
+    assert told("anew", {("policy", 4)}) == told("sha256:anew", {("policy", 4)}) == told("", {("policy", 4)}) == []
     assert told("before", {("policy", 4)}) == [policy]
     assert told("before", {("policy", 4), ("evaluate", 4)}) == [], "the reader runs itself"
     assert told("before", set()) == [], "it was not made again"

@@ -53,7 +53,7 @@ def read_otherwise(
     Args:
         restored: what `restoring` gave before they were made.
         records: as they are now.
-        checksum: of a file, as the records hold it.
+        checksum: SHA-256 of a file, in hexadecimal digits.
     """
     known: dict[str, str] = {}
     found = set()
@@ -65,9 +65,10 @@ def read_otherwise(
         for job in jobs.keys() - restored[run.name]:
             record = next(filter(None, map(records, jobs[job])), None)
             sums = getattr(record, "input_checksums", None) or {}
-            for path in made & sums.keys():
-                known.setdefault(path, checksum(root / path))
-                if sums[path] != known[path]:
+            for path in made & {of for of, read in sums.items() if read}:
+                if path not in known:
+                    known[path] = checksum(root / path)
+                if sums[path].removeprefix("sha256:") != known[path]:
                     found.add(path)
     return sorted(found)
 
