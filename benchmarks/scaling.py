@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from usbpo import layout
 from usbpo.config import FOLDERS, read_yaml
 from usbpo.plan import Plan, Run
 from usbpo.report.costs import ROLLOUTS, bytes_by_size
@@ -77,11 +78,16 @@ def count() -> None:
         of = bytes_by_size(sizes)
         read = sum(bytes_read(sizes, stage, cycle) for stage, cycle, _ in jobs)
         made = sum(len(paths) for _, _, paths in jobs)
-        kept = sum(of[stage](cycle) for stage, cycle, _ in jobs)
+        stay = set(plan.kept(run))
+        kept = sum(
+            of[what](cycle)
+            for stage, cycle, paths in jobs
+            for what in {Path(path).name if layout.is_large(path) else stage for path in paths if path in stay}
+        )
         rollouts = sum(of[ROLLOUTS](cycle) for stage, cycle, _ in jobs if stage in ("rollout", "triggered"))
         largest = max(run.megabytes(stage, cycle) for stage, cycle, _ in jobs)
-        # A log and a benchmark file for each job, and a record of Snakemake's for each file.
-        files = 2 * made + 2 * len(jobs)
+        # A log and a benchmark file for each job, and a record of Snakemake's for each file, also of those let go.
+        files = len(stay) + made + 2 * len(jobs)
         print(
             f"{run.task:20}{run.method:20}{len(jobs):8,}{files:12,}{kept / 1e9:8.1f} GB{rollouts / 1e9:12.1f} GB"
             f"{read / 1e9:9.0f} GB{largest:11,} MB"
