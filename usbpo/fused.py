@@ -1,5 +1,6 @@
 """The policy's update on a GPU in seven kernels: what `usbpo.learner` does in about a hundred."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -64,14 +65,15 @@ class FusedLearner(Learner):
         self._betas = torch.tensor([0.9, 0.999] * 2, dtype=torch.float64, device=self.device)
         self._powers = self._betas**steps
         """β₁ and β₂ to the number of steps: of the critics, and of actor and temperature"""
+        self._of_critics, self._of_actor = (Launch(sizes, rows, name) for name in ("critics", "actor"))
 
     def _one_update(self) -> None:
-        sizes, by_row = self.architecture, self.rows // ROWS
+        by_row = self.rows // ROWS
         critic_adam, actor_adam = self._critic_adam, self._actor_adam
         (critics,), (actor, log_alpha) = critic_adam.buffers, actor_adam.buffers
         batch, alpha, log_density = self.batch, self._alpha, self._log_density
         policy = self._unclipped_log_std, self._deviation, self._actions
-        of_critics, of_actor = Launch(sizes, self.rows, "critics"), Launch(sizes, self.rows, "actor")
+        of_critics, of_actor = self._of_critics, self._of_actor
 
         counters = critic_adam.steps[0], *actor_adam.steps, self._powers, self._betas
         of_actor(
@@ -127,12 +129,8 @@ class Launch:
         across = sizes.hidden_size // tile_out
         first, other = -(-fan_in // tile_in) * across, -(-sizes.hidden_size // tile_in) * across
         self.tiles = first + (last - 1) * other + across
-        places = flat_places(stored)
-        second, third = (places.get(f"weight.{n}", 0) if n < last else 0 for n in (1, 2))
         self.constants = {
-            "W0": places["weight.0"], "B0": places["bias.0"],
-            "W1": second, "B1": places["bias.1"] if last > 1 else 0, "HOP": third - second if last > 2 else 0,
-            "WL": places[f"weight.{last}"], "BL": places[f"bias.{last}"], "SIZE": flat_size(stored),
+            **network_places(stored, last),
             "OBS": sizes.obs_dim, "OBSP": padded(sizes.obs_dim), "A": sizes.act_dim, "AP": padded(sizes.act_dim),
             "IN": fan_in, "HEADS": 2 * sizes.act_dim, "HP": padded(2 * sizes.act_dim),
             "WIDTH": sizes.obs_dim + sizes.act_dim + 1, "R": rows, "L": last, "H": sizes.hidden_size,
@@ -147,8 +145,37 @@ class Launch:
             grid: how many programs.
             own: constants of this kernel alone.
         """
-        given = {name: value for name, value in self.constants.items() if name in kernel.arg_names}
-        kernel[grid](*tensors, **given, **own, num_warps=WARPS)
+        launch(kernel, grid, WARPS, self.constants | own, *tensors)
+
+
+def network_places(stored: Mapping[str, tuple[int, ...]], layers: int) -> dict[str, int]:
+    """Where the layers of a network lie in its flat buffer, by the names that the kernels have for it.
+
+    Args:
+        stored: shapes of the network's tensors as they lie there.
+        layers: its hidden layers.
+    """
+    places = flat_places(stored)
+    second, third = (places[f"weight.{n}"] if n < layers else 0 for n in (1, 2))
+    return {
+        "W0": places["weight.0"], "B0": places["bias.0"],
+        "W1": second, "B1": places["bias.1"] if layers > 1 else 0, "HOP": third - second if layers > 2 else 0,
+        "WL": places[f"weight.{layers}"], "BL": places[f"bias.{layers}"], "SIZE": flat_size(stored),
+    }  # fmt: skip
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], warps: int, constants: Mapping[str, Any], *given: Tensor | float
+) -> None:
+    """Launch a kernel with those of the constants that it takes.
+
+    Args:
+        grid: how many programs.
+        warps: of each program.
+        given: its other arguments, in order.
+    """
+    taken = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    kernel[grid](*given, **taken, num_warps=warps)
 
 
 def padded(size: int) -> int:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from usbpo import model_kernels
 from usbpo.device import captured
-from usbpo.fused import PRECISION, padded
-from usbpo.optimizer import Params, flat_places, flat_size, flat_views
+from usbpo.ensemble import BOUNDS
+from usbpo.fused import PRECISION, launch, network_places, padded
+from usbpo.optimizer import Params, flat_size, flat_views
 
-BOUNDS = ("max_log_variance", "min_log_variance")
 ROWS, COLUMNS, TILE = 16, 32, (32, 64)
 """Rows of a program, columns that go into a product at once, and a program's tile of a weight matrix."""
 WARPS = {"differentiate": 8, "learn": 4}
@@ -104,21 +104,17 @@ class _Minibatch:
         layers, self.width = len(fit.decays) - 1, fit.targets.shape[1]
         tile_in, tile_out = TILE
         self.by_row, across, down = self.places // ROWS, -(-hidden // tile_out), -(-hidden // tile_in)
-        places, width = flat_places(fit.shapes), self.width
-        first, second = (places[f"weight.{n}"] if n < layers else 0 for n in (1, 2))
-        constants = {
-            "W0": places["weight.0"], "B0": places["bias.0"],
-            "W1": first, "B1": places["bias.1"] if layers > 1 else 0, "HOP": second - first if layers > 2 else 0,
-            "WL": places[f"weight.{layers}"], "BL": places[f"bias.{layers}"],
-            "SIZE": flat_size(fit.shapes), "MEMBERS": members,
+        width = self.width
+        first, other = -(-inputs // tile_in) * across, down * across
+        self.tiles = first + (layers - 1) * other + down
+        self.constants = {
+            **network_places(fit.shapes, layers), "MEMBERS": members,
             "IN": inputs, "D": width, "DP": padded(width), "D2P": padded(2 * width), "R": self.places,
             "PARTS": members * self.by_row, "PARTSP": padded(members * self.by_row),
-            "ACROSS": across, "T0": -(-inputs // tile_in) * across, "T1": down * across, "TL": down,
+            "ACROSS": across, "T0": first, "T1": other, "TL": down,
             "L": layers, "H": hidden, "HP": padded(hidden), "M": ROWS, "K": COLUMNS,
             "K0": min(COLUMNS, padded(inputs)), "TI": tile_in, "TO": tile_out, "PRECISION": PRECISION,
         }  # fmt: skip
-        self.tiles = int(constants["T0"] + (layers - 1) * constants["T1"] + down)  # type: ignore[operator]
-        self.constants = constants
 
         def buffer(*shape: int) -> Tensor:
             return torch.zeros(shape, device=fit.device)
@@ -155,6 +151,4 @@ class _Minibatch:
         )  # fmt: skip
 
     def _launch(self, kernel: Any, grid: tuple[int, int], *given: Tensor | float, **own: float) -> None:
-        """Launch a kernel with those of the constants that it takes."""
-        constants = {name: value for name, value in self.constants.items() if name in kernel.arg_names}
-        kernel[grid](*given, **constants, **own, num_warps=WARPS[kernel.__name__])
+        launch(kernel, grid, WARPS[kernel.__name__], self.constants | own, *given)
