@@ -1,6 +1,5 @@
 """What an experiment needs: its runs, which file of a run follows from which, and the parameters of its stages."""
 
-import hashlib
 import json
 import os
 import shlex
@@ -632,10 +631,7 @@ def _dimensions(environment: str, arguments: str) -> tuple[int, int] | None:
 @cache
 def _checksum(path: str) -> str:
     """SHA-256 of a file; '' where there is none."""
-    if not Path(path).is_file():
-        return ""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return provenance.sha256(Path(path)) if Path(path).is_file() else ""
 
 
 @cache
