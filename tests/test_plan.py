@@ -226,7 +226,7 @@ def test_steps_may_differ_by_task() -> None:
 
 
 def test_the_results_are_told_each_run_with_its_length() -> None:
-    assert plan_of().result_runs() == [
+    assert plan_of().result_params()["runs"] == [
         f"{USBPO}:cycles=3:cycle_steps=30:model_every=1:evaluate_every=30:phase2=yes:triggered=no:theory=yes",
         f"{MBPO}:cycles=3:cycle_steps=30:model_every=1:evaluate_every=30:phase2=no:triggered=no:theory=yes",
     ]
@@ -234,10 +234,10 @@ def test_the_results_are_told_each_run_with_its_length() -> None:
 
 def test_the_results_are_told_the_returns_of_the_experiments_own_tasks() -> None:
     named = {"Hopper": [1000, 3000], "test-pendulum": [950, -2.5], "Walker2d": [4000]}
-    assert plan_of(returns=named).result_returns() == ["test-pendulum=950,-2.5"]
+    assert plan_of(returns=named).result_params()["returns"] == ["test-pendulum=950,-2.5"]
     both = plan_of(tasks=["test-pendulum", "Hopper"], methods=["test-mbpo"], steps=1500, returns=named)
-    assert both.result_returns() == ["test-pendulum=950,-2.5", "Hopper=1000,3000"]
-    assert plan_of().result_returns() == []
+    assert both.result_params()["returns"] == ["test-pendulum=950,-2.5", "Hopper=1000,3000"]
+    assert plan_of().result_params()["returns"] == []
 
 
 def test_returns_of_a_task_that_does_not_exist_are_refused() -> None:

@@ -37,7 +37,7 @@ from usbpo.errors import UsbpoError
 from usbpo.leftovers import collect_leftovers
 from usbpo.plan import Plan, Run
 from usbpo.report.estimate import estimate
-from usbpo.restoring import changed_jobs, files_of, read_otherwise
+from usbpo.restoring import Again, Restored, changed_jobs, files_of, read_otherwise
 
 METHODS = ["test-usbpo", "test-cmlo"]
 USBPO, CMLO = (f"test-pendulum/{method}/seed-1" for method in METHODS)
@@ -184,7 +184,7 @@ def test_hopper_stays_below_a_gigabyte_by_default(method: str, tmp_path: Path) -
 def test_nothing_is_to_be_done_again_and_a_deleted_evaluation_of_a_kept_policy_is_one_job(workspace: Path) -> None:
     assert to_come(workspace) == set()
     (workspace / f"data/runs/{USBPO}/00004/evaluation.h5").unlink()
-    assert to_come(workspace) == RESULTS | jobs("evaluate", [4], [USBPO])
+    assert to_come(workspace) == jobs("evaluate", [4], [USBPO])
 
 
 AFTER_4 = jobs("rollout", [3, 4], [USBPO])
@@ -195,7 +195,7 @@ def test_a_deleted_evaluation_is_made_again_from_the_kept_cycle_before(workspace
     before = tree(workspace)
     (workspace / f"data/runs/{USBPO}/00005/evaluation.h5").unlink()
     of_cycle = {Job(stage, USBPO, 5) for stage in ("phase1", "phase2", "rollout", "policy", "evaluate")}
-    assert to_come(workspace) == RESULTS | AFTER_4 | of_cycle
+    assert to_come(workspace) == AFTER_4 | of_cycle
     run_again(workspace)
     assert tree(workspace) == before
     assert to_come(workspace) == set()
@@ -211,7 +211,9 @@ def test_what_was_made_again_is_held_against_what_its_readers_have_read(tmp_path
     def told(read: str, jobs: set[tuple[str, int]]) -> list[str]:
         evaluated = SimpleNamespace(input_checksums={policy: read, run.path(layout.SHARD, 0): "of another file"})
         records = {run.path(layout.EVALUATION, 4): evaluated}
-        return read_otherwise(plan, {run.name: jobs}, records.get, lambda path: path.read_text(), tmp_path)
+        made = {path for stage, cycle in jobs for path in run.jobs(cycle)[stage]}
+        restored = Restored({run.name: Again(jobs, made)}, set())
+        return read_otherwise(plan, restored, records.get, lambda path: path.read_text(), tmp_path)
 
     assert told("anew", {("policy", 4)}) == told("sha256:anew", {("policy", 4)}) == told("", {("policy", 4)}) == []
     assert told("before", {("policy", 4)}) == [policy]
@@ -225,7 +227,7 @@ def test_a_deleted_policy_is_made_again_from_the_kept_cycle_before(workspace: Pa
     (workspace / f"data/runs/{USBPO}/00006/policy.safetensors").unlink()
     stages = ("phase1", "phase2", "rollout", "policy")
     wanted = AFTER_4 | {Job(stage, USBPO, cycle) for stage in stages for cycle in (5, 6)}
-    assert to_come(workspace) - RESULTS == wanted
+    assert to_come(workspace) == wanted
     run_again(workspace)
     assert tree(workspace) == before
     assert to_come(workspace) == set()

@@ -57,7 +57,7 @@ def logs(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that has the executor plugin, and the tested one's packages."""
+    """The interpreter of an environment that has the executor plugins, and the tested one's packages."""
     folder = tmp_path_factory.mktemp("plugin") / "env"
     venv.create(folder, with_pip=True)
     interpreter = folder / "bin/python"
@@ -70,16 +70,15 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
     )
     if done.returncode:
-        pytest.skip(f"the executor plugin cannot be installed here: {done.stderr.strip()[-300:]}")
+        pytest.skip(f"the executor plugins cannot be installed here: {done.stderr.strip()[-300:]}")
     return interpreter
 
 
 def requirements() -> list[str]:
-    """The extra `slurm` of pyproject.toml."""
-    extras: dict[str, list[str]] = tomllib.loads((REPO / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    return extras["slurm"]
+    """The extras `slurm` and `cluster` of pyproject.toml."""
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    return extras["slurm"] + extras["cluster"]
 
 
 def test_a_job_for_each_stage_leaves_the_bytes_of_a_local_run(
@@ -106,6 +105,20 @@ def test_a_job_for_each_stage_leaves_the_bytes_of_a_local_run(
     assert {line.split("_wildcards_")[0] for line in ended if line.startswith("rule_")} == {
         f"rule_{stage}" for stage in ("collect", "initialise", "phase1", "rollout", "policy", "evaluate")
     }
+
+
+def test_any_command_that_submits_a_script_will_do(
+    slurm: Cluster, workspace: Path, finished: Path, python: Path
+) -> None:
+    """`profiles/cluster`, with `sbatch` as one of many such commands."""
+    target = f"data/runs/{MBPO}/00000/evaluation.h5"
+    words = command(workspace, target, "--workflow-profile", str(REPO / "profiles/cluster"))
+    words += ["--cluster-generic-submit-cmd"]
+    words += ["sbatch --parsable --cpus-per-task={threads} --mem={resources.mem_mb}M --time={resources.runtime}"]
+    said = slurm.said(str(python), "-m", "snakemake", *words[1:], folder=workspace)
+    made, wanted = tree(workspace), tree(finished)
+    assert target in made, said
+    assert made == {name: wanted[name] for name in made}
 
 
 def test_pilot_jobs_leave_the_bytes_of_a_local_run(slurm: Cluster, workspace: Path, finished: Path) -> None:

@@ -146,6 +146,37 @@ def test_a_deleted_artifact_is_made_again_with_the_same_bytes(
 ) -> None:
     for path in pair:
         (workspace / path).unlink()
+    assert planned(workspace) == {maker_of(path) for path in pair}
+    again = snakemake(workspace)
+    assert again.code == 0, again.said
+    assert tree(workspace) == finished_tree
+    assert planned(workspace) == set(), "and nobody who has read it runs later"
+
+
+def maker_of(path: str) -> Job:
+    """The job that makes an artifact of a run."""
+    run = "/".join(Path(path).parts[2:5])
+    if kind_of(path) == "shard":
+        return Job("collect", run, int(Path(path).stem))
+    cycle, stage = int(Path(path).parent.name), Path(path).name.partition(".")[0]
+    of_another_name = {"model-mle": "phase1", "model": "phase2", "rollouts": "rollout", "evaluation": "evaluate"}
+    return Job("initialise" if (cycle, stage) == (0, "policy") else of_another_name.get(stage, stage), run, cycle)
+
+
+def test_what_was_read_spoilt_is_told_when_it_is_made_again_and_then_its_readers_run(
+    workspace: Path, finished_tree: dict[str, str]
+) -> None:
+    policy = workspace / OF_USBPO / "00002/policy.safetensors"
+    content = bytearray(policy.read_bytes())
+    content[len(content) // 2] ^= 1  # the lowest bit of a weight
+    policy.unlink()
+    policy.write_bytes(content)
+    assert snakemake(workspace).code == 0, "its readers run again, with what nobody made"
+    policy.unlink()
+    assert planned(workspace) == {Job("policy", USBPO, 2)}
+    told = snakemake(workspace)
+    assert told.code == 1
+    assert f"{OF_USBPO}/00002/policy.safetensors is not what was read of it before; type the command again" in told.said
     again = snakemake(workspace)
     assert again.code == 0, again.said
     assert tree(workspace) == finished_tree

@@ -28,7 +28,7 @@ from usbpo.config import (
 from usbpo.errors import UsbpoError
 from usbpo.fingerprint import fingerprint
 from usbpo.layout import five_digits
-from usbpo.report.runs import RunFiles, returns_option
+from usbpo.report.runs import FILES, RunFiles, returns_option
 from usbpo.schedule import Schedule
 from usbpo.sizes import Sizes
 from usbpo.usercode import module_fingerprint
@@ -272,19 +272,18 @@ class Run:
 
     def megabytes(self, stage: str, cycle: int) -> int:
         """Memory that a stage takes in `cycle`, MB; a guess where the environment cannot be made."""
-        environment = self.config.environment
-        dimensions = _dimensions(environment.id, json.dumps(environment.arguments))
-        if dimensions is None:
-            return memory.UNKNOWN
-        return memory.megabytes(Sizes(self.config, self.schedule, *dimensions), stage, cycle)
+        return memory.megabytes(self.sizes, stage, cycle) if self.sizes else memory.UNKNOWN
 
     def minutes(self, stage: str, cycle: int) -> int:
         """Time limit of a stage in `cycle`, minutes; a guess where the environment cannot be made."""
+        return runtime.minutes(self.sizes, stage, cycle) if self.sizes else runtime.STEP
+
+    @cached_property
+    def sizes(self) -> Sizes | None:
+        """What memory and time follow from; None where the environment cannot be made, which `collect` will report."""
         environment = self.config.environment
         dimensions = _dimensions(environment.id, json.dumps(environment.arguments))
-        if dimensions is None:
-            return runtime.STEP
-        return runtime.minutes(Sizes(self.config, self.schedule, *dimensions), stage, cycle)
+        return Sizes(self.config, self.schedule, *dimensions) if dimensions else None
 
     def files(self, cycles: int) -> RunFiles:
         """What the results need to know of this run's files, when it has so many cycles."""
@@ -484,7 +483,7 @@ class Plan:
     def artifacts(self, root: Path = Path()) -> list[str]:
         """What stays of every run, as `kept`, in ascending order of cycle."""
         longest, large = max(self.cycles.values()), {run: self.kept_checkpoints(run, root) for run in self.cycles}
-        left = self._folders_left(root)
+        left = {run.path(layout.CYCLE, cycle) for run, cycles in self.left_behind(root).items() for cycle in cycles}
         return [
             path
             for cycle in range(longest + 1)
@@ -497,16 +496,11 @@ class Plan:
 
     def left_behind(self, root: Path = Path()) -> dict["Run", list[int]]:
         """The cycles of this experiment's runs that are published and were not pulled into `root`, in order."""
-        left = provenance.left_behind(root)
-        found = {
-            run: sorted(cycle for cycle in left.get(run.folder, ()) if cycle <= cycles)
-            for run, cycles in self.cycles.items()
-        }
-        return {run: cycles for run, cycles in found.items() if cycles}
+        return {run: cycles for run in self.cycles if (cycles := self._left_of(run, root))}
 
-    def _folders_left(self, root: Path) -> set[str]:
-        """The folders of the cycles that were not pulled."""
-        return {run.path(layout.CYCLE, cycle) for run, cycles in self.left_behind(root).items() for cycle in cycles}
+    def _left_of(self, run: "Run", root: Path) -> list[int]:
+        """The cycles of a run that were not pulled, in order."""
+        return [cycle for cycle in provenance.left_behind(root, run.folder) if cycle <= self.cycles[run]]
 
     def left_out(self, root: Path = Path()) -> list[str]:
         """A sentence for each run of which cycles were not pulled."""
@@ -522,7 +516,7 @@ class Plan:
         All real data, evaluations, metrics and rows of the theory, and `kept_checkpoints`; but for the cycles that were
         not pulled.
         """
-        large, left = self.kept_checkpoints(run, root), self._folders_left(root)
+        large, left = self.kept_checkpoints(run, root), {run.path(layout.CYCLE, c) for c in self._left_of(run, root)}
         return [
             path
             for cycle in range(self.cycles[run] + 1)
@@ -557,18 +551,27 @@ class Plan:
             for run, cycles in self.cycles.items()
         }
 
-    def result_inputs(self) -> list[str]:
+    def result_inputs(self, root: Path = Path()) -> list[str]:
         """What the figures and tables are drawn from: evaluations, metrics and the rows of the theory, of all runs."""
-        return [path for path in self.artifacts() if path.endswith((".json", "evaluation.h5", "theory.h5"))]
+        return [path for path in self.artifacts(root) if path.endswith((".json", "evaluation.h5", "theory.h5"))]
 
-    def result_runs(self) -> list[str]:
-        """The runs as `usbpo results --runs` takes them."""
-        return [str(run.files(cycles)) for run, cycles in self.cycles.items()]
+    def result_files(self) -> list[str]:
+        """The figures and tables."""
+        folder = layout.RESULTS.format(experiment=self.experiment.experiment)
+        return [f"{folder}/{name}" for name in FILES]
 
-    def result_returns(self) -> list[str]:
-        """The returns whose first reaching is timed, as `usbpo results --returns` takes them."""
+    def result_params(self) -> dict[str, Any]:
+        """What the figures and tables depend on beside their inputs: the code, and the options of `usbpo results`.
+
+        The runs, and the returns whose first reaching is timed, as its `--runs` and `--returns` take them.
+        """
         asked = self.experiment.returns
-        return [returns_option(task, asked[task]) for task in self.experiment.tasks if task in asked]
+        return {
+            "code": fingerprint("report.results"),
+            "experiment": self.experiment.experiment,
+            "runs": [str(run.files(cycles)) for run, cycles in self.cycles.items()],
+            "returns": [returns_option(task, asked[task]) for task in self.experiment.tasks if task in asked],
+        }
 
     def event_files(self) -> list[str]:
         """TensorBoard's file of each run."""

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -131,22 +132,19 @@ def remember(root: Path, folder: str) -> None:
     """Note that `folder`'s provenance needs not be put back, because it was made here."""
     path = root / folder / layout.PROVENANCE
     state = _state(root)
-    left = left_behind(root).get(folder, set())
-    state[folder] = {"sha256": sha256(path), "cycles": _cycles(folder, read(path)[1]), "left": sorted(left)}
+    left = left_behind(root, folder)
+    state[folder] = {"sha256": sha256(path), "cycles": _cycles(folder, read(path)[1]), "left": left}
     _write_state(root, state)
 
 
-def left_behind(root: Path) -> dict[str, set[int]]:
-    """The cycles of each folder that were published, not pulled, and have not come since.
+def left_behind(root: Path, folder: str) -> list[int]:
+    """The cycles of a folder that were published, not pulled, and have not come since, in order.
 
     A cycle counts if its folder was not there when Snakemake was first given its records; whatever is deleted after
     that is made again.
     """
-    found = {
-        folder: {cycle for cycle in of["left"] if not (root / folder / layout.five_digits(cycle)).is_dir()}
-        for folder, of in _state(root).items()
-    }
-    return {folder: cycles for folder, cycles in found.items() if cycles}
+    left = _state(root).get(folder, {"left": ()})["left"]
+    return sorted(cycle for cycle in left if not (root / folder / layout.five_digits(cycle)).is_dir())
 
 
 def sha256(path: Path) -> str:
@@ -214,8 +212,14 @@ def _provenance_files(root: Path) -> list[Path]:
 
 
 def _state(root: Path) -> dict[str, Any]:
+    """What stands in the state file; each run of an experiment asks, so it is read again only when it has changed."""
     path = root / STATE_FILE
-    return dict(read_json(path)) if path.is_file() else {}
+    return dict(_read_state(path, path.stat().st_mtime_ns)) if path.is_file() else {}
+
+
+@lru_cache(maxsize=1)
+def _read_state(path: Path, modified: int) -> dict[str, Any]:
+    return dict(read_json(path))
 
 
 def _write_state(root: Path, state: Mapping[str, Any]) -> None:

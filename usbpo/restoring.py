@@ -8,9 +8,9 @@ checksums of what was made are compared with those that the readers have read (`
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from usbpo.plan import Plan, Run
 
@@ -21,32 +21,63 @@ Records = Callable[[str], Any]
 """Snakemake's record of an artifact, with the `params` and the `input` of its job; None where there is none"""
 
 
-def restoring(plan: Plan, records: Records, named: Collection[str] = (), root: Path = Path()) -> dict[str, set[Job]]:
-    """The runs, by name, in which something is made again that standing jobs have read, each with the jobs that run.
+class Again(NamedTuple):
+    """The jobs of a run that will run, and all that they make."""
 
-    None where the experiment keeps everything: what is missing there was lost and not let go, perhaps because it was
-    spoilt, and its readers run again.
+    jobs: set[Job]
+    made: set[str]
+
+    def hides(self, path: str, job: Job) -> bool:
+        """Whether a job is not shown who makes an input: it is made again, but the job need not run for it."""
+        return path in self.made and job not in self.jobs
+
+
+class Restored(NamedTuple):
+    """What is made again, though jobs that stand have read it already."""
+
+    runs: dict[str, Again]
+    """The runs in which that is so, by name"""
+    for_results: set[str]
+    """What the results of the experiment are drawn from, where they need not be drawn again for it"""
+
+
+def restoring(plan: Plan, records: Records, named: Collection[str] = (), root: Path = Path()) -> Restored:
+    """What a command will make again although it has been read, and all that has to run for it.
 
     Args:
-        named: the artifacts that shall be made; empty: what the experiment keeps.
+        named: the artifacts of runs that shall be made; empty: what the experiment keeps, and its results.
     """
-    found: dict[str, set[Job]] = {}
-    if plan.experiment.artifacts.keep == "all":
-        return found
+    found: dict[str, Again] = {}
+    for_results: set[str] = set()
+    results = not named and results_stand(plan, records, root)
     for run, cycles in plan.cycles.items():
         there = files_of(run, root)
         wanted = [path for path in named if path.startswith(f"{run.folder}/")] if named else plan.kept(run, root)
         if not there:
+            results = False
             continue
-        to_run = jobs_to_run(run, cycles, wanted, there, changed_jobs(run, cycles, there, records))
-        made = {path for stage, cycle in to_run for path in run.jobs(cycle)[stage] if path not in there}
-        if any(not made.isdisjoint(run.inputs(*job)) for job in _jobs(run, cycles) if job not in to_run):
-            found[run.name] = to_run
-    return found
+        changed = changed_jobs(run, cycles, there, records)
+        to_run = jobs_to_run(run, cycles, wanted, there, changed)
+        again = Again(to_run, {path for stage, cycle in to_run for path in run.jobs(cycle)[stage]})
+        if any(again.hides(path, job) for job in _jobs(run, cycles) for path in run.inputs(*job)):
+            found[run.name] = again
+        for_results |= again.made
+        results &= not changed
+    return Restored(found, for_results.intersection(plan.result_inputs(root)) if results else set())
+
+
+def results_stand(plan: Plan, records: Records, root: Path = Path()) -> bool:
+    """Whether the results of the experiment are there, and were drawn with its parameters from what it has now."""
+    files = plan.result_files()
+    record = next(filter(None, map(records, files)), None)
+    if record is None or not all((root / path).is_file() for path in files):
+        return False
+    same_inputs = sorted(record.input or ()) == sorted(plan.result_inputs(root))
+    return same_inputs and sorted(record.params or ()) == sorted(map(repr, plan.result_params().values()))
 
 
 def read_otherwise(
-    plan: Plan, restored: Mapping[str, set[Job]], records: Records, checksum: Callable[[Path], str], root: Path = Path()
+    plan: Plan, restored: Restored, records: Records, checksum: Callable[[Path], str], root: Path = Path()
 ) -> list[str]:
     """The files that were made again, and are there, with other bytes than standing jobs have read.
 
@@ -56,26 +87,26 @@ def read_otherwise(
         checksum: SHA-256 of a file, in hexadecimal digits.
     """
     known: dict[str, str] = {}
-    found = set()
+
+    def otherwise(outputs: Iterable[str], made: set[str]) -> set[str]:
+        """Those of `made` that the job with these outputs has read with other bytes."""
+        record = next(filter(None, map(records, outputs)), None)
+        sums = getattr(record, "input_checksums", None) or {}
+        read = {path for path in made & sums.keys() if sums[path]}
+        known.update({path: checksum(root / path) for path in read - known.keys()})
+        return {path for path in read if sums[path].removeprefix("sha256:") != known[path]}
+
+    def there(paths: set[str]) -> set[str]:
+        return {path for path in paths if (root / path).is_file()}
+
+    found = otherwise(plan.result_files(), there(restored.for_results))
     for run, cycles in plan.cycles.items():
-        if run.name not in restored:
-            continue
-        jobs = _jobs(run, cycles)
-        made = {path for job in restored[run.name] for path in jobs[job] if (root / path).is_file()}
-        for job in jobs.keys() - restored[run.name]:
-            record = next(filter(None, map(records, jobs[job])), None)
-            sums = getattr(record, "input_checksums", None) or {}
-            for path in made & {of for of, read in sums.items() if read}:
-                if path not in known:
-                    known[path] = checksum(root / path)
-                if sums[path].removeprefix("sha256:") != known[path]:
-                    found.add(path)
+        again = restored.runs.get(run.name)
+        if again is not None:
+            jobs, made = _jobs(run, cycles), there(again.made)
+            for job in jobs.keys() - again.jobs:
+                found |= otherwise(jobs[job], made)
     return sorted(found)
-
-
-def is_hidden(path: str, run: Run, job: Job, restored: Mapping[str, set[Job]], root: Path = Path()) -> bool:
-    """Whether a job is not shown who makes one of its inputs: the input is missing, but the job need not run."""
-    return run.name in restored and job not in restored[run.name] and not (root / path).exists()
 
 
 def jobs_to_run(

@@ -21,9 +21,9 @@ from usbpo import layout
 from usbpo.errors import UsbpoError
 from usbpo.files import write_text
 from usbpo.plan import Plan
-from usbpo.report.estimate import MANY_BYTES, PLANNED_BYTES, Line, estimate, jobs_of
-from usbpo.report.runs import FILES
+from usbpo.report.estimate import MANY_BYTES, PLANNED_BYTES, Line, estimate
 from usbpo.report.status import duration
+from usbpo.restoring import files_of
 
 SCRIPTS = Path(".snakemake/usbpo/submit")
 """Folder of the batch scripts and of what their jobs say"""
@@ -121,35 +121,34 @@ def submit(plan: Plan, workspace: Workspace, request: Request, dry_run: bool) ->
     names = {run.name for run in plan.cycles}
     busy = {run for job in queued for run in job.runs} & names
     submitted = sorted({job.number for job in queued if names & set(job.runs)}, key=int)
+    root = workspace.folder
     waiting = [
         run
         for run in plan.cycles
-        if run.name not in busy and (request.everything or jobs_of(plan, run, workspace.folder)[1])
+        if run.name not in busy and (request.everything or not files_of(run, root).issuperset(plan.kept(run, root)))
     ]
     if busy:
         print(f"In the queue already, with {len(busy)} runs: {', '.join(submitted)}.")
     name = f"usbpo-{plan.experiment.experiment}-results"
-    drawn = Path(layout.RESULTS.format(experiment=plan.experiment.experiment))
-    draws = request.results and (
-        bool(waiting) or not all((workspace.folder / drawn / file).is_file() for file in FILES)
-    )
+    drawn = all((root / path).is_file() for path in plan.result_files())
+    draws = request.results and (bool(waiting) or not drawn)
     draws = draws and (bool(waiting) or all(job.name != name for job in queued))
     if not waiting and not draws:
         print(
             "Nothing is left to submit. Whether changed keys or code make files anew, `snakemake -n` says; then --all."
         )
         return
-    lines = estimate(plan, workspace.folder, request.everything)
+    lines = estimate(plan, root, request.everything)
     limit = None if dry_run else time_limit(request.partition)
     for line in lines:
         runs = [run.name for run in waiting if (run.task, run.method) == (line.task, line.method)]
         if runs:
             sets = [runs[i : i + request.runs_per_job] for i in range(0, len(runs), request.runs_per_job)]
             script = pilot(line, sets, workspace, request, limit)
-            submitted.append(_submitted(f"usbpo-{line.task}-{line.method}", script, workspace.folder, dry_run))
+            submitted.append(_submitted(f"usbpo-{line.task}-{line.method}", script, root, dry_run))
     jobs = sum(line.jobs for line in lines)
     if draws:
-        _submitted(name, last(name, plan, jobs, workspace, request, submitted), workspace.folder, dry_run)
+        _submitted(name, last(name, plan, jobs, workspace, request, submitted), root, dry_run)
 
 
 # ---- scripts -----------------------------------------------------------------------------------------------------
@@ -212,8 +211,9 @@ def last(name: str, plan: Plan, jobs: int, workspace: Workspace, request: Reques
     }
     experiment = plan.experiment.experiment
     words = [str(Path(sys.prefix) / "bin/usbpo"), "results", "--experiment", experiment]
-    words += ["--output", layout.RESULTS.format(experiment=experiment), "--runs", *plan.result_runs()]
-    words += ["--returns", *plan.result_returns()] if plan.result_returns() else []
+    options = plan.result_params()
+    words += ["--output", layout.RESULTS.format(experiment=experiment), "--runs", *options["runs"]]
+    words += ["--returns", *options["returns"]] if options["returns"] else []
     return "\n".join([*_directives(head), f"exec {shlex.join(words)}" if many else workspace.command("all", 1), ""])
 
 

@@ -76,12 +76,12 @@ def estimate(plan: Plan, root: Path = Path(), everything: bool = False) -> list[
     works: dict[tuple[str, str], Work] = {}
     for run, cycles in plan.cycles.items():
         group = run.task, run.method
-        jobs, missing = jobs_of(plan, run, root)
-        to_come = set(plan.kept(run, root))
-        if everything:
-            missing = jobs
-        else:
-            to_come -= files_of(run, root)
+        kept, there = plan.kept(run, root), set() if everything else files_of(run, root)
+        jobs = missing = [(stage, c, paths) for c in range(cycles + 1) for stage, paths in run.jobs(c).items()]
+        if there:  # else everything is to be made
+            to_run = jobs_to_run(run, cycles, kept, there)
+            missing = [job for job in jobs if job[:2] in to_run]
+        to_come = set(kept) - there
         if group not in lines:
             lines[group] = Line(*group, memory=1e6 * max(run.megabytes(stage, cycle) for stage, cycle, _ in jobs))
         if missing and group not in works:
@@ -97,18 +97,6 @@ def estimate(plan: Plan, root: Path = Path(), everything: bool = False) -> list[
         line.seconds += took
         line.longest = max(line.longest, took)
     return list(lines.values())
-
-
-Job = tuple[str, int, list[str]]
-"""A stage, its cycle, and the files that it leaves"""
-
-
-def jobs_of(plan: Plan, run: Run, root: Path) -> tuple[list[Job], list[Job]]:
-    """All jobs of a run, and those that are to run so that there is what stays of it."""
-    cycles = plan.cycles[run]
-    jobs = [(stage, cycle, paths) for cycle in range(cycles + 1) for stage, paths in run.jobs(cycle).items()]
-    to_run = jobs_to_run(run, cycles, plan.kept(run, root), files_of(run, root))
-    return jobs, [job for job in jobs if job[:2] in to_run]
 
 
 def alike(plan: Plan, run: Run) -> list[Run]:

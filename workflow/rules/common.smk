@@ -18,7 +18,7 @@ from usbpo.errors import UsbpoError
 from usbpo.fingerprint import fingerprint
 from usbpo.plan import Plan, check_writable
 from usbpo.report.runs import FILES
-from usbpo.restoring import is_hidden, read_otherwise, restoring
+from usbpo.restoring import Restored, read_otherwise, restoring
 
 # Snakemake follows a chain of jobs by recursion; Python's own limit ends a run at about 480 cycles.
 sys.setrecursionlimit(20_000)
@@ -164,11 +164,11 @@ def reads_of_block(wildcards):
 
 
 def shown_to(stage, run, cycle, method):
-    """What a job reads, without the makers of missing files where it need not run for them."""
-    return [
-        before_update(path) if is_hidden(path, run, (stage, cycle), restored()) else path
-        for path in getattr(run, method)(cycle)
-    ]
+    """What a job reads, without the makers of what is made again where it need not run for that."""
+    paths, again = getattr(run, method)(cycle), restored().runs.get(run.name)
+    if again is None:
+        return paths
+    return [before_update(path) if again.hides(path, (stage, cycle)) else path for path in paths]
 
 
 def record_of(path):
@@ -178,28 +178,28 @@ def record_of(path):
 
 @cache
 def restored():
-    """The runs of which something is made again that jobs have read which need not run again, each with its jobs.
+    """What is made again although jobs have read it that need not run again.
 
     Asked for the first time when Snakemake plans; only then it knows its targets.
     """
-    asked = workflow.dag_settings
+    asked, nothing = workflow.dag_settings, Restored({}, set())
     if not workflow.is_main_process:
-        return {}
+        return nothing
     whole = set(asked.targets) <= {"all"} and not (asked.until or asked.omit_from or asked.batch)
     if not whole:
         # What the experiment keeps is known by its target `all` alone; any other would let go of that as well.
         workflow.storage_settings.notemp = True
     if asked.forceall or asked.forcerun or asked.forcetargets:
-        return {}
+        return nothing
     found = restoring(PLAN, record_of, PLAN.of_runs(asked.targets))
-    for run, jobs in found.items():
-        logger.info(f"{run}: {len(jobs)} jobs to run; those that have read what is made again stand, and do not run.")
-    return found
+    for run, again in found.runs.items():
+        logger.info(f"{run}: {len(again.jobs)} jobs to run; those that have read what is made again stand, and do not run.")
+    return found if whole else Restored(found.runs, set())  # nobody else asks for what the results are not shown
 
 
 def check_restored():
     """Say which files were made again with other bytes than the jobs that stand have read: something was spoilt."""
-    other = read_otherwise(PLAN, restored(), _record_of, provenance.sha256)
+    other = read_otherwise(PLAN, restored(), record_of, provenance.sha256)
     if other:
         more = f" and {len(other) - 1} more are" if len(other) > 1 else " is"
         sys.exit(
@@ -207,15 +207,11 @@ def check_restored():
         )
 
 
-def _record_of(path):
-    return workflow.persistence.metadata(IOFile(path, rule=None))
-
-
 # ---- around a run ----------------------------------------------------------------------------------------------
 
 
 def result_inputs(wildcards):
-    return PLAN.result_inputs()
+    return [before_update(path) if path in restored().for_results else path for path in PLAN.result_inputs()]
 
 
 # The category in the report of each file that it shows; the others lie beside them. The caption is the .rst of its name.

@@ -17,10 +17,7 @@ rule results:
     resources:
         mem_mb=1000,
     params:
-        code=fingerprint("report.results"),
-        experiment=PLAN.experiment.experiment,
-        runs=PLAN.result_runs(),
-        returns=PLAN.result_returns(),
+        **PLAN.result_params(),
         folder=subpath(output[0], parent=True),
     message:
         "results: figures and tables of {params.experiment}"
