@@ -50,5 +50,5 @@ onstart:
 
 onsuccess:
     check_restored()
-    if not PLAN.experiment.only:
+    if not PLAN.experiment.only and not PLAN.left_behind():
         logger.info(f"The results of the experiment are in {RESULTS}/; `usbpo status` lists the runs.")

@@ -16,6 +16,7 @@ from sharing_tools import (
     git,
     project,
     pull,
+    run,
     shared_files,
     shuffle_times,
     snake,
@@ -32,6 +33,11 @@ NOTHING = "Nothing to be done"
 NEWEST = (f"{RUN}/data", f"{RUN}/00002", f"{RUN}/00003", f"{RUN}/{PROVENANCE}")
 """What the next cycle of the run of USB-PO reads, and the provenance: D_model is of two cycles."""
 pytestmark = pytest.mark.xdist_group("sharing")
+
+
+def change(path: Path, **keys: object) -> None:
+    """Set keys of a YAML file."""
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | keys))
 
 
 def planned(folder: Path, *arguments: str) -> set[Job]:
@@ -145,9 +151,7 @@ def test_a_deleted_cycle_is_made_again_once_snakemake_has_seen_it(pulled: Path) 
 
 
 def test_changed_parameters_are_noticed_as_where_the_run_was_made(pulled: Path) -> None:
-    method = pulled / "config/algorithms/test-mbpo.yaml"
-    content = yaml.safe_load(method.read_text())
-    method.write_text(yaml.safe_dump(content | {"evaluate": {"episodes": 3}}))
+    change(pulled / "config/algorithms/test-mbpo.yaml", evaluate={"episodes": 3})
     assert planned(pulled) == jobs("evaluate", range(4)) | RESULTS
 
 
@@ -358,6 +362,42 @@ def test_an_artifact_is_got_by_its_name(first: Path, tmp_path: Path) -> None:
     assert (tmp_path / "got.safetensors").read_bytes() == (here / path).read_bytes()
 
 
+@pytest.mark.slow
+def test_two_who_published_the_same_run_come_together(first: Path, second: Path, tmp_path: Path) -> None:
+    """docs/sharing.md, the paragraph on conflicts."""
+    origin = tmp_path / "origin.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(first), str(origin))
+    one, other = copied(first, tmp_path / "one"), copied(second, tmp_path / "other")
+    for here in (one, other):
+        git(here, "config", "remote.origin.url", str(origin))
+        git(here, "config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")
+    change(one / "config/config.yaml", steps=120)
+    change(other / "config/algorithms/test-mbpo.yaml", evaluate={"episodes": 3})
+    for here in (one, other):
+        snake(here)
+        usbpo(here, "publish")
+        git(here, "commit", "--quiet", "--message", "Publish")
+    git(one, "push", "--quiet", "origin", "main")
+    said = run(other, "git", "pull", "--quiet", "--no-rebase", "origin", "main", fails=True)
+    assert "CONFLICT" in said
+    told = usbpo(other, "publish", fails=True)
+    assert "merge conflict" in told
+    assert len(told.splitlines()) == 1, told
+    conflicts = git(other, "diff", "--name-only", "--diff-filter=U").split()
+    git(other, "checkout", "--quiet", "--theirs", *conflicts)
+    git(other, "add", *conflicts)
+    git(other, "commit", "--quiet", "--message", "Together")
+    dvc(other, "pull", "--force")
+    assert {job.number for job in planned(other) - RESULTS} == set(range(5)), "their cycles, our evaluations"
+    snake(other)
+    usbpo(other, "publish")
+    git(other, "commit", "--quiet", "--message", "Publish")
+    git(other, "push", "--quiet", "origin", "main")
+    third = clone(origin, tmp_path / "third")
+    pull(third)
+    assert NOTHING in snake(third)
+
+
 # ---- what cannot be --------------------------------------------------------------------------------------------
 
 
@@ -377,6 +417,81 @@ def test_bad_publishing_ends_in_one_sentence_and_changes_nothing(first: Path, tm
     assert "not inside of a DVC repository" in said
     assert shared_files(outside) == before
     assert git(here, "status", "--porcelain").split() == ["M", ".dvc/config"]
+
+
+def test_a_file_that_was_changed_after_its_job_is_not_published(first: Path, pulled: Path, tmp_path: Path) -> None:
+    here, name = copied(first, tmp_path / "here"), f"{RUN}/00002/policy.safetensors"
+    snake(pulled)  # the records of the clone are put back
+    for folder in (here, pulled):
+        (folder / "data/results/demo/comparison.csv").touch()  # of the same content
+        with open(folder / name, "ab") as file:
+            file.write(b"x")
+        before = shared_files(folder)
+        said = usbpo(folder, "publish", fails=True)
+        assert f"{name} has another content than the job left that made it; delete it" in said
+        assert shared_files(folder) == before
+        assert git(folder, "status", "--porcelain") == ""
+        (folder / name).unlink()
+        snake(folder)
+        assert "nothing new" in usbpo(folder, "publish", "--no-push")
+
+
+def test_what_has_no_record_is_told_and_results_of_it_are_not_published(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    snake(here, "--config", "steps=120")
+    shutil.rmtree(here / ".snakemake")
+    said = usbpo(here, "publish", "--no-push")
+    assert f"{USBPO}: {RUN}/00004/evaluation.h5 and " in said
+    assert "more have no record of the job that made it" in said
+    assert "data/results/demo: it is not complete here; left out" in said
+    alone = tmp_path / "alone"
+    shutil.copytree(first, alone)
+    for path in (*alone.glob("data/runs/*/*/*.dvc"), *alone.glob(f"data/**/{PROVENANCE}"), alone / "dvc.lock"):
+        path.unlink()
+    shutil.rmtree(alone / ".snakemake")
+    assert "no record of the job that made it" in usbpo(alone, "publish", "--no-push", fails=True)
+
+
+def test_results_go_out_with_what_they_are_drawn_from(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    snake(here, "--config", "steps=120")
+    snake(here, "--config", "steps=120", "--cleanup-metadata", f"{RUN}/00004/evaluation.h5")
+    said = usbpo(here, "publish", "--no-push")
+    assert f"data/results/demo: it is drawn from {RUN}/00004/evaluation.h5, which is not published; left out" in said
+
+
+def test_what_could_not_be_pushed_is_told_and_git_is_handed_nothing(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    snake(here, "--config", "steps=120")
+    dvc(here, "remote", "modify", "store", "url", "/proc/nowhere")
+    before = git(here, "diff", "--cached", "--name-only")
+    said = usbpo(here, "publish", fails=True)
+    assert "dvc push: " in said
+    assert "/proc/nowhere" in said
+    assert "Having any troubles" not in said
+    assert git(here, "diff", "--cached", "--name-only") == before
+
+
+def test_the_configuration_goes_into_the_commit(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    change(here / "config/config.yaml", steps=120)
+    assert "has other parameters or code" not in usbpo(here, "publish", "--no-push", "demo")
+    snake(here)
+    said = usbpo(here, "publish", "--no-push")
+    assert "config/config.yaml" in said.splitlines()[-1]
+    git(here, "commit", "--quiet", "--message", "Longer")
+    third = clone(here, tmp_path / "third")
+    (third / ".dvc/config.local").write_text(f"[cache]\n    dir = {here}/.dvc/cache\n")
+    dvc(third, "checkout")
+    shuffle_times(third)
+    assert NOTHING in snake(third)
+
+
+def test_what_the_configuration_has_left_behind_is_told(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    change(here / "config/algorithms/test-mbpo.yaml", evaluate={"episodes": 3})
+    said = usbpo(here, "publish", "--no-push", "test-pendulum/test-mbpo")
+    assert f"{MBPO}: what 4 of its jobs made has other parameters or code than there are here now" in said
 
 
 def test_what_snakemake_has_not_finished_is_not_published(first: Path, tmp_path: Path) -> None:

@@ -310,7 +310,11 @@ def publish(
     """Add what is finished to DVC and push it; only `git commit` is left to do."""
     from usbpo.publish import publish as add_and_push
 
-    add_and_push(what or [], folder, push=push, remote=remote)
+    try:
+        add_and_push(what or [], folder, push=push, remote=remote)
+    except KeyboardInterrupt:
+        print("usbpo publish: interrupted; git was handed nothing, so type the same command again.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def gc(

@@ -399,6 +399,7 @@ class Plan:
 
     def __init__(self, content: Mapping[str, Any], source: str, folders: Iterable[Path]) -> None:
         self.experiment: Experiment = load_experiment(content, source)
+        self.source = source
         self.folders = tuple(folders)
         self._check_returns(source)
         self.cycles: dict[Run, int] = {}
@@ -694,12 +695,17 @@ def check_writable(folder: Path) -> None:
 
 
 def experiment_file(name: str | None) -> Path:
-    """The file of an experiment: one that is named itself, or by its name in config/experiments; of None the default.
+    """The file of an experiment, by its path or a name: of a file in config/experiments, or of the default one (None).
 
     Raises:
         UsbpoError: there is no such experiment.
     """
+    default = next((of / "config.yaml" for of in FOLDERS if (of / "config.yaml").is_file()), Path("config.yaml"))
     if name is None:
-        return next((of / "config.yaml" for of in FOLDERS if (of / "config.yaml").is_file()), Path("config.yaml"))
+        return default
     path = Path(name)
-    return path if path.suffix in (".yaml", ".yml") else find("experiments", name, FOLDERS)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    if any((of / f"experiments/{name}.yaml").is_file() for of in FOLDERS) or not default.is_file():
+        return find("experiments", name, FOLDERS)
+    return default if read_yaml(default).get("experiment") == name else find("experiments", name, FOLDERS)

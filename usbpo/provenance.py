@@ -97,6 +97,13 @@ def records(root: Path, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def changed_since(root: Path, names: Iterable[str]) -> set[str]:
+    """Those of the files that were written, or touched, after the job had left them of which Snakemake has a record."""
+    persistence = _persistence(root)
+    left = {name: getattr(persistence._read_record(name), "endtime", None) for name in names}
+    return {name for name, time in left.items() if time is not None and (root / name).stat().st_mtime > time}
+
+
 def restore(root: Path) -> list[str]:
     """Give Snakemake the records of every pulled folder below `root` whose provenance it has not been given yet.
 
@@ -171,7 +178,9 @@ def _put_back(root: Path, path: Path, number: int, entries: Mapping[str, Entry])
     said = []
     if others:
         more = f" and {len(others) - 1} more are" if len(others) > 1 else " is"
-        said.append(f"{others[0]}{more} not what {path} describes; `dvc checkout {path.parent}` brings what is.")
+        said.append(
+            f"{others[0]}{more} not what {path} describes; `dvc checkout --force {path.parent}` brings what is."
+        )
     if not usable:
         said.append(
             f"{path} was written by a Snakemake that keeps its records otherwise (format {number}, here "

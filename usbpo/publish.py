@@ -1,23 +1,25 @@
 """Sharing by DVC: what is finished is added and pushed, and a state is left that only needs committing."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import yaml
 
 from usbpo import config, layout, provenance
 from usbpo.errors import UsbpoError
 from usbpo.files import write_text
-from usbpo.plan import Plan, Run
+from usbpo.plan import Plan, Run, experiment_file
 from usbpo.provenance import Entry
 from usbpo.report.named import named_runs
-from usbpo.report.runs import FILES
 from usbpo.report.status import snakemake_started
+from usbpo.restoring import changed_jobs
 
 NOT_SHARED = ("logs", "benchmarks")
 """Folders beside the artifacts that stay where they were written, as .dvcignore says."""
@@ -37,7 +39,8 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
     """Add what is finished of runs and results to DVC, and push it; nothing that was published before is lost.
 
     A file of a run is finished when Snakemake has a record of it. Of the model rollouts all are published where every
-    cycle has its own, else only those from which the next cycle goes on.
+    cycle has its own, else only those from which the next cycle goes on. Results are published when they are complete
+    and all that they were drawn from is. Git is handed what DVC writes, and the configuration, once all is pushed.
 
     Args:
         words: names or files of experiments, TASK/METHOD/seed-N, or folders of runs; none is the default experiment.
@@ -46,38 +49,53 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
         remote: the name of DVC's remote; its default one if None.
 
     Raises:
-        UsbpoError: a word names nothing, nothing is finished, Snakemake is at work, there is no DVC repository or
-            remote, or DVC fails.
+        UsbpoError: a word names nothing, nothing is finished, a file was changed after it was made, Snakemake is at
+            work, there is no DVC repository or remote, or DVC fails.
     """
     plans, runs = _chosen(words, root)
     _check(root, push, remote)
-    for sentence in provenance.restore(root):  # where Snakemake has not been since the pull
-        print(sentence)
-    left_out, folders = [], {}
+    said = provenance.restore(root)  # where Snakemake has not been since the pull
+    folders: dict[str, Files] = {}
+    left_out = []
     for run in runs:
-        if files := _finished(run, root):
+        files, why = _finished(run, root)
+        said += [f"{run.name}: {why}; left out"] if why and files else []
+        if files:
             folders[run.folder] = files
+            said += _made_otherwise(run, files, root)
         else:
-            left_out.append(f"{run.name}: nothing of it is finished")
+            left_out.append(f"{run.name}: {why or 'nothing of it is finished'}")
+    published = {name for files in folders.values() for name in files.here}
     for plan in plans:
         name = layout.RESULTS.format(experiment=plan.experiment.experiment)
-        if files := _results(plan, name, root):
+        files, why = _results(plan, name, root, published)
+        if files:
             folders[name] = files
         else:
-            left_out.append(f"{name}: it is not complete here")
+            left_out.append(f"{name}: {why}")
     if not folders:
         raise UsbpoError(f"nothing is published: {'; '.join(left_out)}; run snakemake first.")
 
     stages = _stages(root)
     tracked = _tracked(root, folders, stages)
-    for folder, files in folders.items():
-        added = _add(root, folder, files, tracked.get(folder), stages.get(folder))
-        print(f"{folder}: {added or 'nothing'} new, {len(files.here)} files in all")
-    if push:
-        _dvc(root, "push", "--quiet", *(("--remote", remote) if remote else ()), *folders)
-    for sentence in left_out:
-        print(f"{sentence}; left out")
-    print(f"{'Pushed' if push else 'Added'}. Now: git commit -m 'Publish …' && git push")
+    prepared = {folder: _provenance_of(root, folder, files, tracked.get(folder)) for folder, files in folders.items()}
+    of_git = ["dvc.lock" if folder in stages else f"{folder}.dvc" for folder in folders]
+    try:
+        for folder, files in folders.items():
+            new = _add(root, folder, files, tracked.get(folder), stages.get(folder), *prepared[folder])
+            print(f"{folder}: {new or 'nothing'} new, {len(files.here)} files here")
+        if push:
+            _dvc(root, "push", *(("--remote", remote) if remote else ()), *folders)
+    except BaseException:
+        # DVC has staged what it added (core.autostage), and nobody could pull it.
+        _git(root, "restore", "--staged", "--", *of_git)
+        raise
+    for sentence in [*said, *(f"{sentence}; left out" for sentence in left_out)]:
+        print(sentence)
+    _git(root, "add", "--", *of_git)
+    for path in _configuration(plans, runs, root):
+        _git(root, "add", "--", path)
+    print("Pushed." if push else "Added.", _what_is_left(root))
 
 
 @dataclass(frozen=True)
@@ -107,13 +125,11 @@ def _chosen(words: Sequence[str], root: Path) -> tuple[list[Plan], list[Run]]:
 
 def _experiment(word: str | None) -> Plan | None:
     """The experiment of a word: a YAML file, the name of one, or the name of the default one; None where it is none."""
-    is_file = word is not None and Path(word).suffix in (".yaml", ".yml")
-    if word is None or is_file or any((folder / f"experiments/{word}.yaml").is_file() for folder in config.FOLDERS):
-        return Plan.named(word)
-    default = next((folder / "config.yaml" for folder in config.FOLDERS if (folder / "config.yaml").is_file()), None)
-    if default is not None and config.read_yaml(default).get("experiment") == word:
-        return Plan.named(None)
-    return None
+    try:
+        file = experiment_file(word)
+    except UsbpoError:
+        return None
+    return Plan.named(str(file))
 
 
 def _check(root: Path, push: bool, remote: str | None) -> None:
@@ -132,64 +148,134 @@ def _check(root: Path, push: bool, remote: str | None) -> None:
         raise UsbpoError(f"--remote {remote}: DVC knows no such remote; `dvc remote list` says which it knows.")
 
 
-def _finished(run: Run, root: Path) -> Files | None:
-    """What is finished of a run; None where nothing is."""
+def _finished(run: Run, root: Path) -> tuple[Files | None, str]:
+    """What is finished of a run, None where nothing is; and what else is there, in words."""
     folder = root / run.folder
     cycles = [int(path.name) for path in folder.glob("[0-9]" * 5) if path.is_dir()]
     names = [path for cycle in range(max(cycles, default=-1) + 1) for path in run.artifacts(cycle)]
     records = provenance.records(root, names)
-    here = {name for name in records if (root / name).is_file()}
+    there = {name for name in names if (root / name).is_file()}
+    here, unknown = there & records.keys(), sorted(there - records.keys())
+    why = ""
+    if unknown:
+        more = f" and {len(unknown) - 1} more have" if len(unknown) > 1 else " has"
+        why = f"{unknown[0]}{more} no record of the job that made it (delete it, and snakemake makes it again)"
     rollouts = {run.path(layout.ROLLOUTS, cycle) for cycle in cycles} & set(names)
     if not rollouts <= here:
         last = max((cycle for cycle in cycles if run.path(layout.POLICY, cycle) in here), default=0)
         going_on = {*run.model_data(last), *(run.path(layout.ROLLOUTS, cycle) for cycle in cycles if cycle > last)}
         here -= rollouts - going_on
-    return Files(records, frozenset(here)) if here else None
+    return (Files(records, frozenset(here)) if here else None), why
 
 
-def _results(plan: Plan, folder: str, root: Path) -> Files | None:
-    """The results of an experiment; None where they are not complete."""
-    names = [f"{folder}/{name}" for name in FILES]
+def _made_otherwise(run: Run, files: Files, root: Path) -> list[str]:
+    """A sentence where files were made with other parameters, code or inputs than the configuration asks for now."""
+    cycles = max(int(Path(name).parent.name) for name in files.here if Path(name).parent.name.isdecimal())
+    records = {name: SimpleNamespace(**files.records[name]) for name in files.here}
+    jobs = changed_jobs(run, cycles, files.here, records.get)
+    if not jobs:
+        return []
+    return [
+        f"{run.name}: what {len(jobs)} of its jobs made has other parameters or code than there are here now; "
+        "whoever pulls it will make that anew."
+    ]
+
+
+def _results(plan: Plan, folder: str, root: Path, published: Collection[str]) -> tuple[Files | None, str]:
+    """The results of an experiment; None where they are not complete, or drawn from what is not published, and why."""
+    names = plan.result_files()
     records = provenance.records(root, names)
-    complete = len(records) == len(names) and all((root / name).is_file() for name in names)
-    return Files(records, frozenset(names)) if complete and not plan.left_behind(root) else None
+    if len(records) < len(names) or not all((root / name).is_file() for name in names) or plan.left_behind(root):
+        return None, "it is not complete here"
+    missing = sorted({name for record in records.values() for name in record["input"]} - set(published))
+    if missing:
+        return None, f"it is drawn from {missing[0]}, which is not published"
+    return Files(records, frozenset(names)), ""
 
 
-def _add(root: Path, folder: str, files: Files, tracked: Tracked | None, stage: str | None) -> int:
+def _provenance_of(root: Path, folder: str, files: Files, tracked: Tracked | None) -> tuple[dict[str, Entry], int]:
+    """The entries of a folder's provenance, and how many of its files are new or changed.
+
+    Raises:
+        UsbpoError: a file has another content than the job left that made it.
+    """
+    note = f"{folder}/{layout.PROVENANCE}"
+    before = provenance.read(root / note)[1]
+    trusted = tracked is not None and note not in tracked.changed
+    read = {of: digits for record in files.records.values() for of, digits in (record["input_checksums"] or {}).items()}
+    entries = dict(before)
+    changed = provenance.changed_since(root, files.here)
+    new, spoilt = 0, []
+    for name, record in files.records.items():
+        known = before.get(name)
+        same = known is not None and known.record == record
+        if name not in files.here:
+            entries[name] = Entry(record, known.sha256 if known is not None and same else None)
+            continue
+        if tracked is None or name in tracked.changed:
+            new += 1
+        elif trusted and known is not None and known.sha256 is not None:
+            entries[name] = Entry(record, known.sha256)
+            continue
+        entries[name] = Entry(record, provenance.sha256(root / name))
+        left = known.sha256 if known is not None and same else (read.get(name) or "").removeprefix("sha256:")
+        if name in changed and left and left != entries[name].sha256:
+            spoilt.append(name)
+    if spoilt:
+        more = f" and {len(spoilt) - 1} more have" if len(spoilt) > 1 else " has"
+        raise UsbpoError(
+            f"{sorted(spoilt)[0]}{more} another content than the job left that made it; delete it, and snakemake makes "
+            "it again."
+        )
+    return entries, new
+
+
+def _add(
+    root: Path,
+    folder: str,
+    files: Files,
+    tracked: Tracked | None,
+    stage: str | None,
+    entries: Mapping[str, Entry],
+    new: int,
+) -> int:
     """Bring provenance and DVC's account of a folder up to date.
 
     Returns: how many files are new or changed, the provenance apart.
     """
     note = f"{folder}/{layout.PROVENANCE}"
-    format_number, before = provenance.read(root / note)
-    trusted = tracked is not None and note not in tracked.changed
-    entries = dict(before)
-    new = 0
-    for name, record in files.records.items():
-        known = before.get(name)
-        if name in files.here:
-            if tracked is None or name in tracked.changed:
-                new += 1
-            elif trusted and known is not None and known.sha256 is not None:
-                entries[name] = Entry(record, known.sha256)
-                continue
-            entries[name] = Entry(record, provenance.sha256(root / name))
-        else:
-            same = known is not None and known.record == record
-            entries[name] = Entry(record, known.sha256 if known is not None and same else None)
-    if entries != before or format_number != provenance.format_number():
+    if (provenance.format_number(), entries) != provenance.read(root / note):
         provenance.write(root / note, entries)
     provenance.remember(root, folder)
-
     if stage is not None:
-        _dvc(root, "commit", "--quiet", "--force", stage)
+        _dvc(root, "commit", "--force", stage)
     else:
-        shared = files.here | {note}
-        _dvc(root, "add", "--quiet", *_targets(root, folder, shared, tracked))
-    # DVC's own core.autostage leaves out what `dvc commit` writes. Without git there is nothing to be staged.
-    of_git = "dvc.lock" if stage is not None else f"{folder}.dvc"
-    subprocess.run(["git", "add", "--", of_git], cwd=root, capture_output=True)
+        _dvc(root, "add", *_targets(root, folder, files.here | {note}, tracked))
     return new
+
+
+def _configuration(plans: Iterable[Plan], runs: Iterable[Run], root: Path) -> list[str]:
+    """The configuration files of experiments and runs, as far as they lie below `root`."""
+    kinds: tuple[Literal["tasks", "algorithms"], ...] = ("tasks", "algorithms")
+    named = {(kind, name) for run in runs for kind, name in zip(kinds, (run.task, run.method), strict=True)}
+    layers = [path for kind, name in sorted(named) for path, _ in config.read_layers(kind, name, config.FOLDERS)]
+    paths = {Path(os.path.abspath(path)) for path in [*(Path(plan.source) for plan in plans), *layers]}
+    above = Path(os.path.abspath(root))
+    return sorted(path.relative_to(above).as_posix() for path in paths if path.is_relative_to(above))
+
+
+def _what_is_left(root: Path) -> str:
+    """What the user still has to do."""
+    staged = _git(root, "diff", "--cached", "--name-only", "--relative").split()
+    if not staged:
+        return "There is nothing to commit."
+    files = ", ".join(path for path in staged if path.startswith("config/"))
+    return f"Now: git commit -m 'Publish …' && git push{f' (with {files})' if files else ''}"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """Run git in the workspace, and return what it prints; without git there is nothing to be staged."""
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout
 
 
 def _targets(root: Path, folder: str, shared: Iterable[str], tracked: Tracked | None) -> list[str]:
@@ -263,6 +349,11 @@ def _dvc(root: Path, *arguments: str) -> str:
     """
     done = subprocess.run([sys.executable, "-P", "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True)
     if done.returncode:
-        lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-        raise UsbpoError(f"dvc {arguments[0]}: {' '.join(lines) or done.stderr.strip()}")
+        lines = [line.removeprefix("ERROR: ").strip() for line in done.stderr.splitlines()]
+        errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        said = errors or [line for line in lines if line and "Having any troubles" not in line]
+        conflict = (
+            " Take either side, commit it, run snakemake and publish again." if "merge conflict" in str(said) else ""
+        )
+        raise UsbpoError(f"dvc {arguments[0]}: {said[0] if said else 'it failed without a word.'}{conflict}")
     return done.stdout

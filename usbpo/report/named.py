@@ -42,8 +42,8 @@ class NamedRun:
 def named_runs(words: Sequence[str], root: Path = Path()) -> list[NamedRun]:
     """The runs that some words name, each once, in order; all runs below `root` where there are no words.
 
-    A word is TASK/METHOD/seed-N below `root`, a folder with runs (data/runs, one of its folders, or one that holds
-    data/), or the folder of an experiment's results, whose `evaluations.csv` names its runs.
+    A word is TASK/METHOD/seed-N below `root`, or TASK/METHOD or TASK, or a folder with runs (data/runs, one of its
+    folders, or one that holds data/), or the folder of an experiment's results, whose `evaluations.csv` names its runs.
 
     Raises:
         UsbpoError: a word names no run.
@@ -102,7 +102,8 @@ def environment_of(run: NamedRun, cycle: int) -> tuple[str, str]:
 
 
 def _named(word: str, root: Path) -> list[NamedRun]:
-    found = [run for run in _below(root) if run.name == word.strip("/")]
+    parts = tuple(word.strip("/").split("/"))
+    found = [run for run in _below(root) if Path(run.name).parts[: len(parts)] == parts]
     given = Path(word)
     if not found and given.is_dir():
         # As it was given, so that messages name it as the user does; resolved where data/runs lies further up.

@@ -445,7 +445,7 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         settings = self.common_settings
         quiet = set(settings.quiet or ())
-        stream = sys.stdout if settings.stdout else sys.stderr
+        self._stream = stream = sys.stdout if settings.stdout else sys.stderr
         self._filter = DefaultFilter(
             quiet, settings.debug_dag, settings.verbose, settings.dryrun, settings.printshellcmds
         )
@@ -481,6 +481,10 @@ class LogHandler(LogHandlerBase):
                 self._snakemakes_own.handle(record)
             elif not self._silent:
                 self._show(record, time.monotonic())
+        except BrokenPipeError:
+            # Whoever read this has read enough (`| head`): nothing more is written there, nor complained of at exit.
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
         except Exception:
             self.handleError(record)
 
@@ -526,7 +530,7 @@ class LogHandler(LogHandlerBase):
         targets = status.parse_targets(os.environ.get(TARGETS, ""))
         if self._shows_progress:
             jobs = ", ".join(f"{count} {rule}" for rule, count in stats.items() if rule not in ("total", "all"))
-            self._display.message(f"{_jobs(total)}: {jobs}")
+            self._display.message(f"{_jobs(total - stats.get('all', 0))}: {jobs}")
         try:
             status.remember_targets(root, targets)
         except UsbpoError:

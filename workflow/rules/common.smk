@@ -193,9 +193,8 @@ def restored():
         return nothing
     found = restoring(PLAN, record_of, PLAN.of_runs(asked.targets))
     for run, again in found.runs.items():
-        logger.info(
-            f"{run}: {len(again.jobs)} jobs to run; those that have read what is made again stand, and do not run."
-        )
+        many = "1 job" if len(again.jobs) == 1 else f"{len(again.jobs)} jobs"
+        logger.info(f"{run}: {many} to run; those that have read what is made again stand, and do not run.")
     return found if whole else Restored(found.runs, set())  # nobody else asks for what the results are not shown
 
 
