@@ -2,8 +2,10 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from workflow_tools import (
     USBPO,
     Job,
     at_work_in,
+    command,
     copied,
     copied_project,
+    environment,
     expected_files,
     files,
     finished_workspace,
@@ -118,6 +122,15 @@ def expected_jobs() -> set[Job]:
 
 def test_a_fresh_folder_needs_every_stage_once(tmp_path: Path) -> None:
     assert planned(tmp_path) == expected_jobs() | RESULTS
+
+
+def test_who_reads_only_the_beginning_of_a_plan_sees_no_error(tmp_path: Path) -> None:
+    words = shlex.join(command(tmp_path, "--dry-run"))
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{words} | head -1"], capture_output=True, text=True, env=environment()
+    )
+    assert len(done.stdout.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_second_run_has_nothing_to_do(workspace: Path, finished_tree: dict[str, str]) -> None:
