@@ -18,6 +18,7 @@ from workflow_tools import Job, jobs, planned, snakemake, tree
 
 from usbpo import cli, transitions
 from usbpo.formats.imports import read_hdf5, unscaled, write_imported
+from usbpo.header import Header
 from usbpo.stages.collect import collect
 from usbpo.stages.initialise import initialise
 from usbpo.tasks import Simulator
@@ -184,14 +185,16 @@ WRONG = {
 
 
 def refused(capfd: pytest.CaptureFixture[str], output: Path, *words: str) -> str:
-    """The one sentence with which a command ends that writes nothing."""
-    output.write_text("an older file")
+    """The one sentence with which a command ends that writes nothing, where an older import may be replaced."""
+    with transitions.create(output, Header(transitions.IMPORTED, "older", 0, 0)):
+        pass
+    before = output.read_bytes()
     assert cli.main(["import", *words, "--output", str(output)]) == 1
     error = capfd.readouterr().err
     assert error.startswith("usbpo import: ")
     assert error.endswith(".\n")
     assert len(error.splitlines()) == 1, error
-    assert output.read_text() == "an older file"
+    assert output.read_bytes() == before
     assert not list(output.parent.glob(".*partial"))
     return error
 
@@ -226,6 +229,41 @@ def test_files_that_cannot_be_imported_are_named(
     assert "`minari download nothing-v0`" in error
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "`pip install minari`" in said("minari", "nothing-v0")
+
+
+def test_an_older_import_is_replaced_and_nothing_else(
+    rows: dict[str, Any], imported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, out = write_hdf5(tmp_path / "recording.hdf5", rows), tmp_path / "out.h5"
+    import_hdf5(write_hdf5(tmp_path / "other.hdf5", recording(seed=1)), out)
+    import_hdf5(file, out)
+    assert out.read_bytes() == imported.read_bytes()
+    (tmp_path / "symbolic.h5").symlink_to(file)
+    os.link(file, tmp_path / "hard.h5")
+    (tmp_path / "thesis.tex").write_text("a thesis")
+    (tmp_path / "folder.h5").mkdir()
+    shutil.copy(file, tmp_path / "copy.hdf5")
+    shard = tmp_path / "shard.h5"
+    transitions.write(shard, Header(transitions.KIND, "test-pendulum", 0, 0), transitions.read(out, "imported")[1])
+    before = tree_of(tmp_path)
+    read, there = "this is the file that is read", "it is there and is no file of `usbpo import`"
+    for name, said in {
+        **{"recording.hdf5": read, "symbolic.h5": read, "hard.h5": read, "folder.h5": there, "shard.h5": there},
+        **{"thesis.tex": there, "copy.hdf5": there},
+    }.items():
+        capfd.readouterr()
+        words = ["import", "hdf5", str(file), "--task", "test-pendulum", "--output", str(tmp_path / name)]
+        assert cli.main(words) == 1
+        error = capfd.readouterr().err
+        assert f"{name}: {said}" in error
+        assert error.endswith("choose another --output.\n")
+        assert len(error.splitlines()) == 1, error
+    assert tree_of(tmp_path) == before
+
+
+def tree_of(folder: Path) -> dict[str, bytes | None]:
+    """What lies in a folder: by name the content, None of a folder."""
+    return {path.name: None if path.is_dir() else path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")  # it asks for an author and the like

@@ -61,13 +61,14 @@ def import_minari(dataset_id: str, task: str, output: Path) -> None:
     Args:
         dataset_id: its name, as Minari knows it; looked for where Minari does (`MINARI_DATASETS_PATH`).
         task: task that it is checked against.
-        output: file to write.
+        output: file to write; an older import is replaced, anything else is not.
 
     Raises:
         UsbpoError: Minari is not installed, there is no such dataset, it does not fit the task, or the output cannot
             be written.
     """
     require_packages("a Minari dataset", "minari")
+    check_output(output)
     write_imported(read_minari(dataset_id), task, output)
 
 
@@ -79,13 +80,37 @@ def import_hdf5(file: Path, task: str, output: Path) -> None:
             and, where it has them, `next_observations`; one row a step. Without the last, where the last step of an
             episode led is not known, and it is left out.
         task: task that it is checked against.
-        output: file to write.
+        output: file to write; an older import is replaced, anything else is not.
 
     Raises:
         UsbpoError: the file is missing, damaged, of another layout or does not fit the task, or the output cannot be
             written.
     """
+    check_output(output, file)
     write_imported(read_hdf5(file), task, output)
+
+
+def check_output(output: Path, file: Path | None = None) -> None:
+    """Check that nothing is lost by writing: only an older import may be there.
+
+    Args:
+        output: file to write.
+        file: the one that is read, if it is one.
+
+    Raises:
+        UsbpoError: the output is there and is no import, or is the file that is read, by whatever name.
+    """
+    if not output.exists():
+        return
+    if file is not None and file.exists() and output.samefile(file):
+        raise UsbpoError(f"{output}: this is the file that is read; choose another --output.")
+    try:
+        with transitions.opened(output, transitions.IMPORTED):
+            pass
+    except (UsbpoError, OSError) as error:
+        raise UsbpoError(
+            f"{output}: it is there and is no file of `usbpo import`, so it is not replaced; choose another --output."
+        ) from error
 
 
 def read_minari(dataset_id: str) -> Recorded:
