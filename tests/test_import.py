@@ -179,8 +179,18 @@ WRONG = {
         spoilt(observations=with_value(6, np.nan), next_observations=with_value(5, np.nan)),
         "observations holds NaN, .* in row 6",
     ),
+    "infinity in an observation alone": (
+        spoilt(observations=with_value(6, np.inf)),
+        "observations holds NaN, infinity or what single precision cannot hold in row 6",
+    ),
+    "an observation too large": (spoilt(observations=with_value(6, 1e300)), "observations holds NaN, .* in row 6"),
+    "NaN as an end": (
+        spoilt(truncations=lambda values: with_value(4, np.nan)(values.astype(float))),
+        "truncations holds NaN, .* in row 4",
+    ),
     "text": (spoilt(rewards=lambda values: values.astype("S5")), "rewards is no array of numbers"),
-    "empty": (spoilt(**{name: lambda values: values[:0] for name in FIELDS}), "has 0 rows"),
+    "empty": (spoilt(**{name: lambda values: values[:0] for name in FIELDS}), "it has no rows; name a file that"),
+    "empty rewards": (spoilt(rewards=lambda values: values[:0]), "observations has 80 rows, but rewards has 0"),
 }
 
 

@@ -1,5 +1,6 @@
 """Real data from elsewhere, checked against a task, as a file that a run begins with in place of random steps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,12 +144,16 @@ def read_minari(dataset_id: str) -> Recorded:
     def joined(arrays: list[Any]) -> NDArray[Any]:
         return np.concatenate([np.asarray(values).reshape(len(values), -1) for values in arrays])
 
+    numbers = {
+        "observations": joined([episode.observations[:-1] for episode in episodes]),
+        "next_observations": joined([episode.observations[1:] for episode in episodes]),
+        "actions": joined([episode.actions for episode in episodes]),
+        "rewards": joined([episode.rewards for episode in episodes])[:, 0],
+    }
+    check_finite(dataset_id, numbers)
     return Recorded(
         source=dataset_id,
-        observations=joined([episode.observations[:-1] for episode in episodes]),
-        actions=joined([episode.actions for episode in episodes]),
-        rewards=joined([episode.rewards for episode in episodes])[:, 0],
-        next_observations=joined([episode.observations[1:] for episode in episodes]),
+        **numbers,
         terminations=joined([episode.terminations for episode in episodes])[:, 0].astype(np.bool_),
         truncations=joined([episode.truncations for episode in episodes])[:, 0].astype(np.bool_),
         episodes=np.repeat(np.arange(len(episodes)), [len(episode) for episode in episodes]),
@@ -171,11 +176,14 @@ def read_hdf5(path: Path) -> Recorded:
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UsbpoError(f"{path}: the file is no HDF5, or is cut short or damaged; get it anew.") from error
     rows = len(found["rewards"])
+    if not any(map(len, found.values())):
+        raise UsbpoError(f"{path}: it has no rows; name a file that holds steps.")
     for name, values in found.items():
-        if len(values) != rows or not rows:
+        if len(values) != rows:
             raise UsbpoError(f"{path}: {name} has {len(values)} rows, but rewards has {rows}; give each step one row.")
         if name in ("rewards", *ALTERNATIVES) and values.size != rows:
             raise UsbpoError(f"{path}: {name} has the shape {list(values.shape)}; give each step one number.")
+    check_finite(str(path), found)
     terminated, truncated = (found[name].reshape(rows).astype(np.bool_) for name in ALTERNATIVES)
     ended = terminated | truncated
     episodes = np.cumsum(np.concatenate([[0], ended[:-1]])).astype(np.int64)
@@ -271,7 +279,7 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
 
 
 def check_fits(recorded: Recorded, simulator: Simulator) -> None:
-    """Check sizes, numbers and bounds.
+    """Check sizes and bounds.
 
     Raises:
         UsbpoError: the data are of another environment, not finite in single precision, or actions exceed their bounds.
@@ -282,15 +290,6 @@ def check_fits(recorded: Recorded, simulator: Simulator) -> None:
             f"{recorded.source}: it has {sizes[0]} observations and {sizes[1]} actions, but {simulator.name} has "
             f"{simulator.obs_dim} and {simulator.act_dim}; name the task of these data."
         )
-    for name in ("observations", "next_observations", "actions", "rewards"):
-        with np.errstate(over="ignore"):
-            values = getattr(recorded, name).astype(np.float32).reshape(len(recorded.rewards), -1)
-        faulty = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if len(faulty):
-            raise UsbpoError(
-                f"{recorded.source}: {name} holds NaN, infinity or what single precision cannot hold in row "
-                f"{faulty[0]}; leave out its episode."
-            )
     low, high = simulator.low.reshape(-1), simulator.high.reshape(-1)
     slack = OVER_BOUNDS * (high - low)
     outside = np.flatnonzero(((recorded.actions < low - slack) | (recorded.actions > high + slack)).any(axis=1))
@@ -299,6 +298,23 @@ def check_fits(recorded: Recorded, simulator: Simulator) -> None:
             f"{recorded.source}: the action of row {outside[0]} is outside the bounds of {simulator.name}; "
             "give actions in the environment's own units."
         )
+
+
+def check_finite(source: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Check that single precision holds every number of some arrays (rows, …), by their names.
+
+    Raises:
+        UsbpoError: one is NaN, infinite or too large.
+    """
+    for name, values in arrays.items():
+        with np.errstate(over="ignore"):
+            held = values.astype(np.float32).reshape(len(values), -1)
+        faulty = np.flatnonzero(~np.isfinite(held).all(axis=1))
+        if len(faulty):
+            raise UsbpoError(
+                f"{source}: {name} holds NaN, infinity or what single precision cannot hold in row {faulty[0]}; "
+                "leave out its episode."
+            )
 
 
 def check_terminations(recorded: Recorded, termination: str) -> tuple[int, int]:
