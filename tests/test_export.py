@@ -105,7 +105,9 @@ def test_the_dataset_says_whose_it_is(dataset: Any) -> None:
     said = dataset.storage.metadata
     assert said["algorithm_name"] == "test-usbpo"
     assert said["requirements"] == ["gymnasium==1.4.0", "mujoco==3.4.0"]
+    assert said["description"] == "Real data that test-usbpo collected on test-pendulum with seed 0, by usbpo."
     told = said["usbpo"]
+    assert "initial_data" not in told
     assert {name: told[name] for name in ("task", "method", "seed", "cycles", "environment")} == {
         "task": "test-pendulum", "method": "test-usbpo", "seed": 0, "cycles": 3, "environment": "InvertedPendulum-v5",
     }  # fmt: skip

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from workflow_tools import Job, jobs, planned, snakemake, tree
+from workflow_tools import REPO, Job, jobs, planned, snakemake, tree
 
 from usbpo import cli, transitions
 from usbpo.formats.imports import read_hdf5, unscaled, write_imported
@@ -110,13 +110,24 @@ def test_without_next_observations_the_last_step_of_each_episode_is_left_out(
 def test_what_was_exported_to_minari_comes_back(
     rows: dict[str, Any], imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
+    minari = pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
     root = tmp_path / "root"
     shard = root / "data/runs/from-data/m/seed-0/data/00000.h5"
     collect(**begin(shard, imported), seed=0, cycle=0, task="from-data")
     words = ["export", "minari", "from-data/m/seed-0", "--folder", str(root), "--output", str(tmp_path / "datasets")]
     assert cli.main(words) == 0
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    dataset = minari.load_dataset("from-data-m-seed-0-v0")
+    said = dataset.storage.metadata
+    assert said["description"] == (
+        "The first 80 steps are imported from recording.hdf5; the others are real data that m collected on from-data "
+        "with seed 0, by usbpo."
+    )
+    assert said["usbpo"]["initial_data"] == {
+        **{"source": "recording.hdf5", "rows": 80, "environment": ENVIRONMENT, "environment_arguments": "{}"},
+        "termination": "inverted_pendulum",
+    }
+    assert str(tmp_path) not in json.dumps(said["usbpo"])
     out = tmp_path / "back.h5"
     words = ["import", "minari", "from-data-m-seed-0-v0", "--task", "test-pendulum", "--output", str(out)]
     assert cli.main(words) == 0
@@ -229,7 +240,8 @@ def test_files_that_cannot_be_imported_are_named(
     def said(*words: str, task: str = "test-pendulum") -> str:
         return refused(capfd, out, *words, "--task", task)
 
-    assert "none.hdf5: there is no such file" in said("hdf5", str(tmp_path / "none.hdf5"))
+    assert "none.hdf5: there is no such file; name the one with the data." in said("hdf5", str(tmp_path / "none.hdf5"))
+    assert ": this is a folder; name the HDF5 file that is in it." in said("hdf5", str(tmp_path))
     assert "cut.hdf5: the file is no HDF5, or is cut short or damaged" in said("hdf5", str(cut))
     assert "this is a file of usbpo; `usbpo export minari` its run" in said("hdf5", str(imported))
     assert "unknown task 'none'" in said("hdf5", str(write_hdf5(tmp_path / "r.hdf5", recording(3))), task="none")
@@ -346,12 +358,13 @@ def test_a_run_begins_with_the_first_rows_and_then_collects_from_a_new_episode(i
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"--steps": "81"}, "it has 80 rows, but --steps is 81; set random_steps to fewer"),
+        ({"--steps": "81"}, "it has 80 rows, but 81 are asked for; set schedule.random_steps to 80 or fewer"),
         ({"--environment": "Hopper-v5"}, "its environment is InvertedPendulum-v5, but Hopper-v5 is asked for"),
         ({"--environment-arguments": '{"reset_noise_scale": 0.5}'}, "its environment_arguments is {}, but"),
         ({"--cycle": "1"}, "cycle 1 collects with a policy"),
         ({"--previous": "recording.h5"}, "initial data take the place of random steps"),
-        ({"--initial-data": "none.h5"}, "none.h5: there is no such file"),
+        ({"--initial-data": "none.h5"}, "none.h5: there is no such file; make it with `usbpo import`"),
+        ({"--initial-data": __file__}, "no whole file of this version's `usbpo import`; make it anew with that"),
     ],
 )
 def test_collect_refuses_data_of_another_run_in_one_sentence(
@@ -423,15 +436,74 @@ def test_another_content_of_the_file_reruns_the_run_and_a_new_date_does_not(
     assert Job("results") in would
 
 
-def test_a_file_that_is_not_there_is_named_before_anything_runs(run_from_data: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(run_from_data, tmp_path / "without")
-    (folder / "data/imported/pendulum.h5").unlink()
-    ended = snakemake(folder, cores=1, experiment=folder / "e.yaml")
+FILE = "data/imported/pendulum.h5"
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """What may be wrong with initial data before anything runs, and what is said of it."""
+
+    change: Callable[[Path], object]
+    """Spoils the file."""
+    said: str
+
+
+def import_fewer(path: Path) -> None:
+    import_hdf5(write_hdf5(path.with_name("recording.hdf5"), recording(STEPS - 6)), path)
+
+
+def import_for_another(path: Path) -> None:
+    header, batch = transitions.read(path, transitions.IMPORTED)
+    parameters = {**header.parameters, "environment": "Hopper-v5"}
+    transitions.write(path, replace(header, parameters=parameters), batch)
+
+
+SPOILT = {
+    "missing": Spoilt(
+        Path.unlink,
+        "there is no such file; make it with `usbpo import`, or name another.",
+    ),
+    "text": Spoilt(
+        lambda path: path.write_text("rows"),
+        "it cannot be read, or is no whole file of this version's `usbpo import`; make it anew with that, "
+        "or name another.",
+    ),
+    "too few rows": Spoilt(
+        import_fewer,
+        "it has 74 rows, but 75 are asked for; set schedule.random_steps to 74 or fewer.",
+    ),
+    "another environment": Spoilt(
+        import_for_another,
+        "its environment is Hopper-v5, but InvertedPendulum-v5 is asked for; import it for this task.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_planning_refuses_initial_data_that_a_run_cannot_begin_with(
+    rows: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    folder = workspace(tmp_path / "spoilt", rows)
+    monkeypatch.setattr("usbpo.config.FOLDERS", (folder / "config", REPO / "config"))
+    monkeypatch.setattr("usbpo.plan.FOLDERS", (folder / "config", REPO / "config"))
+    words = [str(folder / "e.yaml"), "--folder", str(folder)]
+    assert cli.main(["submit", *words, "--dry-run"]) == 0
+    SPOILT[case].change(folder / FILE)
+    capfd.readouterr()
+    said = f"schedule.initial_data of from-data with test-usbpo: {folder / FILE}: {SPOILT[case].said}\n"
+    for verb in ("plan", "submit"):
+        assert cli.main([verb, *words]) == 1
+        assert capfd.readouterr().err == f"usbpo {verb}: {said}"
+
+
+def test_snakemake_refuses_to_plan_more_random_steps_than_there_are_rows(rows: dict[str, Any], tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "spoilt", rows)
+    import_fewer(folder / FILE)
+    ended = snakemake(folder, "--dry-run", cores=1, experiment=folder / "e.yaml")
     assert ended.code == 1
     sentences = [line for line in ended.said.splitlines() if line.startswith("usbpo: ")]
     assert sentences == [
-        "usbpo: data/imported/pendulum.h5: there is no such file, but schedule.initial_data of from-data with "
-        "test-usbpo names it; make it with usbpo import, or mend the key."
+        f"usbpo: schedule.initial_data of from-data with test-usbpo: {FILE}: {SPOILT['too few rows'].said}"
     ]
     assert "Traceback" not in ended.said
 

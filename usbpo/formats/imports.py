@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from usbpo import config, terminations, transitions
 from usbpo.errors import UsbpoError
-from usbpo.files import require
 from usbpo.formats.writing import require_packages
 from usbpo.header import Header
 from usbpo.plan import environment_arguments
@@ -167,7 +166,10 @@ def read_hdf5(path: Path) -> Recorded:
     Raises:
         UsbpoError: the file is missing, damaged, lacks a dataset, or has rows that do not follow from each other.
     """
-    require(path, ".h5")
+    if path.is_dir():
+        raise UsbpoError(f"{path}: this is a folder; name the HDF5 file that is in it.")
+    if not path.is_file():
+        raise UsbpoError(f"{path}: there is no such file; name the one with the data.")
     try:
         with h5py.File(path, "r") as file:
             if "header" in file.attrs:
