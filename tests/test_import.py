@@ -248,7 +248,8 @@ def test_files_that_cannot_be_imported_are_named(
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     error = said("minari", "nothing-v0")
     assert "nothing-v0: Minari cannot read this dataset" in error
-    assert "`minari download nothing-v0`" in error
+    assert f"(Dataset nothing-v0 not found locally at {tmp_path / 'datasets/nothing-v0'}); get it with " in error
+    assert "`minari download nothing-v0`, which needs `pip install 'minari[hf]'`, or set MINARI_DATASETS_PATH." in error
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "`pip install minari`" in said("minari", "nothing-v0")
 

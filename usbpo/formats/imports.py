@@ -130,9 +130,10 @@ def read_minari(dataset_id: str) -> Recorded:
                 raise UsbpoError(f"{dataset_id}: its {name} space is {type(space).__name__}, but must be a Box.")
         episodes = list(dataset.iterate_episodes())
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        said, *_ = " ".join(str(error).split()).partition(" Use download=True")  # an argument in Python
         raise UsbpoError(
-            f"{dataset_id}: Minari cannot read this dataset ({' '.join(str(error).split()).rstrip('.')}); "
-            f"`minari download {dataset_id}`, or set MINARI_DATASETS_PATH."
+            f"{dataset_id}: Minari cannot read this dataset ({said.rstrip('.')}); get it with "
+            f"`minari download {dataset_id}`, which needs `pip install 'minari[hf]'`, or set MINARI_DATASETS_PATH."
         ) from error
     if not episodes:
         raise UsbpoError(f"{dataset_id}: it has no episodes; name another dataset.")

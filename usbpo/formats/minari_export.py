@@ -38,7 +38,7 @@ class RealData:
     reset_seeds: dict[int, int]
     """By number of the episode, the seed that its reset was given; the other episodes go on with the generator."""
     initial_data: Mapping[str, Any] | None
-    """What the first shard says of imported data that the run began with, and their rows; None where it collected all."""
+    """What the first shard says of imported data that the run began with, and their rows; None where there are none."""
 
 
 def dataset_id(run: NamedRun) -> str:
