@@ -17,6 +17,7 @@ import yaml
 from workflow_tools import REPO, Job, jobs, planned, snakemake, tree
 
 from usbpo import cli, transitions
+from usbpo.config import load_run
 from usbpo.formats.imports import read_hdf5, unscaled, write_imported
 from usbpo.header import Header
 from usbpo.stages.collect import collect
@@ -30,13 +31,14 @@ D4RL = {"terminations": "terminals", "truncations": "timeouts"}
 STEPS = 80
 
 
-def recording(steps: int = STEPS, seed: int = 0) -> dict[str, Any]:
-    """Steps of the pendulum with random forces, in its own units; the last one is cut."""
-    env, rng = gymnasium.make(ENVIRONMENT), np.random.default_rng(seed)
+def recording(steps: int = STEPS, seed: int = 0, environment: str = ENVIRONMENT) -> dict[str, Any]:
+    """Steps of the pendulum, unless said, with random actions in its own units; the last one is cut."""
+    env, rng = gymnasium.make(environment), np.random.default_rng(seed)
+    space = env.action_space
     rows: dict[str, list[Any]] = {name: [] for name in FIELDS}
     observation, _ = env.reset(seed=seed)
     for _ in range(steps):
-        action = rng.uniform(-3.0, 3.0, 1).astype(np.float32)
+        action = rng.uniform(space.low, space.high).astype(np.float32)
         following, reward, terminated, truncated, _ = env.step(action)
         for name, value in zip(FIELDS, (observation, action, reward, following, terminated, truncated), strict=True):
             rows[name].append(value)
@@ -107,6 +109,30 @@ def test_without_next_observations_the_last_step_of_each_episode_is_left_out(
     assert np.array_equal(made.truncations, np.diff(made.episodes, append=made.episodes[-1] + 1) > 0)
 
 
+@pytest.mark.parametrize(("environment", "task"), [("Ant-v5", "AntTruncated"), ("Humanoid-v5", "HumanoidTruncated")])
+def test_the_first_observations_are_what_a_task_without_contact_forces_observes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], environment: str, task: str
+) -> None:
+    keys = load_run(task, "mbpo", (REPO / "config",)).environment
+    whole, simulator = recording(300, environment=environment), Simulator(keys.id, keys.arguments)
+    file, out = write_hdf5(tmp_path / "whole.hdf5", whole), tmp_path / "out.h5"
+    words = ["import", "hdf5", str(file), "--task", task, "--output", str(out), "--observations"]
+    assert cli.main([*words, str(simulator.obs_dim)]) == 0
+    header, batch = transitions.read(out, transitions.IMPORTED)
+    assert header.parameters["observations_left_out"] == whole["observations"].shape[1] - simulator.obs_dim > 0
+    observation = simulator.reset(0)
+    for row, action in enumerate(whole["actions"]):
+        following, _, terminated, truncated, _ = simulator.env.step(action)
+        assert np.array_equal(batch.observations[row], observation.astype(np.float32))
+        assert np.array_equal(batch.next_observations[row], following.astype(np.float32))
+        assert terminated == batch.terminations[row]
+        observation = simulator.reset() if terminated or truncated else following
+    capfd.readouterr()
+    assert cli.main([*words, "400"]) == 1
+    has = whole["observations"].shape[1]
+    assert f"whole.hdf5: it has {has} observations, but --observations is 400; give fewer.\n" in capfd.readouterr().err
+
+
 def test_what_was_exported_to_minari_comes_back(
     rows: dict[str, Any], imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +198,8 @@ WRONG = {
     "other units": (spoilt(actions=with_value(3, 3.1)), "the action of row 3 is outside the bounds"),
     "other task": (
         spoilt(**{name: lambda values: np.tile(values, 2) for name in ("observations", "next_observations")}),
-        "it has 8 observations and 1 actions, but InvertedPendulum-v5 has 4 and 1",
+        "it has 8 observations and 1 actions, but the task test-pendulum has 4 and 1; name the task of these data, or "
+        "add --observations 4 if the task's are the first of these",
     ),
     "no terminations": (
         spoilt(terminations=np.zeros_like, truncations=lambda values: values | True),

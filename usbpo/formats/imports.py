@@ -1,7 +1,7 @@
 """Real data from elsewhere, checked against a task, as a file that a run begins with in place of random steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,18 @@ class Recorded:
     """(rows,): from 0"""
     environment: str = ""
     """Gymnasium id of the environment, where the data name it."""
+    left_out: int = 0
+    """Numbers at the end of each observation that were recorded and are not taken."""
 
 
-def import_minari(dataset_id: str, task: str, output: Path) -> None:
+def import_minari(dataset_id: str, task: str, output: Path, observations: int | None = None) -> None:
     """Import a Minari dataset that is on this machine.
 
     Args:
         dataset_id: its name, as Minari knows it; looked for where Minari does (`MINARI_DATASETS_PATH`).
         task: task that it is checked against.
         output: file to write; an older import is replaced, anything else is not.
+        observations: how many numbers of each observation are taken, from the first on; all without it.
 
     Raises:
         UsbpoError: Minari is not installed, there is no such dataset, it does not fit the task, or the output cannot
@@ -69,10 +72,10 @@ def import_minari(dataset_id: str, task: str, output: Path) -> None:
     """
     require_packages("a Minari dataset", "minari")
     check_output(output)
-    write_imported(read_minari(dataset_id), task, output)
+    write_imported(first_observations(read_minari(dataset_id), observations), task, output)
 
 
-def import_hdf5(file: Path, task: str, output: Path) -> None:
+def import_hdf5(file: Path, task: str, output: Path, observations: int | None = None) -> None:
     """Import an HDF5 file with the datasets of D4RL, or the same by Gymnasium's names.
 
     Args:
@@ -81,13 +84,14 @@ def import_hdf5(file: Path, task: str, output: Path) -> None:
             episode led is not known, and it is left out.
         task: task that it is checked against.
         output: file to write; an older import is replaced, anything else is not.
+        observations: how many numbers of each observation are taken, from the first on; all without it.
 
     Raises:
         UsbpoError: the file is missing, damaged, of another layout or does not fit the task, or the output cannot be
             written.
     """
     check_output(output, file)
-    write_imported(read_hdf5(file), task, output)
+    write_imported(first_observations(read_hdf5(file), observations), task, output)
 
 
 def check_output(output: Path, file: Path | None = None) -> None:
@@ -144,7 +148,7 @@ def read_minari(dataset_id: str) -> Recorded:
     def joined(arrays: list[Any]) -> NDArray[Any]:
         return np.concatenate([np.asarray(values).reshape(len(values), -1) for values in arrays])
 
-    numbers = {
+    numbers: dict[str, Any] = {
         "observations": joined([episode.observations[:-1] for episode in episodes]),
         "next_observations": joined([episode.observations[1:] for episode in episodes]),
         "actions": joined([episode.actions for episode in episodes]),
@@ -236,6 +240,23 @@ def _dataset(path: Path, file: h5py.File, name: str) -> NDArray[Any]:
     raise UsbpoError(f"{path}: the dataset {name}{or_else} is missing; add it.")
 
 
+def first_observations(recorded: Recorded, count: int | None) -> Recorded:
+    """The recorded data with the first `count` numbers of each observation; with all where it is None.
+
+    AntTruncated and HumanoidTruncated observe the first numbers of what Gymnasium's Ant and Humanoid do.
+
+    Raises:
+        UsbpoError: there are fewer.
+    """
+    has = recorded.observations.shape[1]
+    if count is None:
+        return recorded
+    if count > has:
+        raise UsbpoError(f"{recorded.source}: it has {has} observations, but --observations is {count}; give fewer.")
+    taken = {name: getattr(recorded, name)[:, :count] for name in ("observations", "next_observations")}
+    return replace(recorded, **taken, left_out=has - count)
+
+
 def write_imported(recorded: Recorded, task: str, output: Path) -> None:
     """Check recorded data against a task, write them in our own format, and say how a run begins with them.
 
@@ -249,7 +270,7 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
     keys = config.load_run(task, METHOD, config.FOLDERS).environment
     simulator = Simulator(keys.id, keys.arguments)
     simulator.close()
-    check_fits(recorded, simulator)
+    check_fits(recorded, simulator, task)
     differing, terminal = check_terminations(recorded, keys.termination)
     truncations = recorded.truncations.copy()
     last = np.flatnonzero(np.diff(recorded.episodes, append=recorded.episodes[-1] + 1))
@@ -268,6 +289,7 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
         "environment": keys.id,
         "environment_arguments": environment_arguments(keys),
         "termination": keys.termination,
+        **({"observations_left_out": recorded.left_out} if recorded.left_out else {}),
     }
     transitions.write(output, Header(transitions.IMPORTED, task, 0, 0, parameters), batch)
     if recorded.environment not in ("", keys.id.rpartition(":")[2]):
@@ -281,7 +303,7 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
     )
 
 
-def check_fits(recorded: Recorded, simulator: Simulator) -> None:
+def check_fits(recorded: Recorded, simulator: Simulator, task: str) -> None:
     """Check sizes and bounds.
 
     Raises:
@@ -289,9 +311,11 @@ def check_fits(recorded: Recorded, simulator: Simulator) -> None:
     """
     sizes = recorded.observations.shape[1], recorded.actions.shape[1]
     if sizes != (simulator.obs_dim, simulator.act_dim):
+        longer = sizes[0] > simulator.obs_dim and sizes[1] == simulator.act_dim
+        or_else = f", or add --observations {simulator.obs_dim} if the task's are the first of these" if longer else ""
         raise UsbpoError(
-            f"{recorded.source}: it has {sizes[0]} observations and {sizes[1]} actions, but {simulator.name} has "
-            f"{simulator.obs_dim} and {simulator.act_dim}; name the task of these data."
+            f"{recorded.source}: it has {sizes[0]} observations and {sizes[1]} actions, but the task {task} has "
+            f"{simulator.obs_dim} and {simulator.act_dim}; name the task of these data{or_else}."
         )
     low, high = simulator.low.reshape(-1), simulator.high.reshape(-1)
     slack = OVER_BOUNDS * (high - low)
