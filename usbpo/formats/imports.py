@@ -1,5 +1,6 @@
 """Real data from elsewhere, checked against a task, as a file that a run begins with in place of random steps."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,9 +105,9 @@ def check_output(output: Path, file: Path | None = None) -> None:
     Raises:
         UsbpoError: the output is there and is no import, or is the file that is read, by whatever name.
     """
-    if not output.exists():
+    if not os.path.exists(output):
         return
-    if file is not None and file.exists() and output.samefile(file):
+    if file is not None and os.path.exists(file) and output.samefile(file):
         raise UsbpoError(f"{output}: this is the file that is read; choose another --output.")
     try:
         with transitions.opened(output, transitions.IMPORTED):
