@@ -105,7 +105,9 @@ def test_the_dataset_says_whose_it_is(dataset: Any) -> None:
     said = dataset.storage.metadata
     assert said["algorithm_name"] == "test-usbpo"
     assert said["requirements"] == ["gymnasium==1.4.0", "mujoco==3.4.0"]
+    assert said["description"] == "Real data that test-usbpo collected on test-pendulum with seed 0, by usbpo."
     told = said["usbpo"]
+    assert "initial_data" not in told
     assert {name: told[name] for name in ("task", "method", "seed", "cycles", "environment")} == {
         "task": "test-pendulum", "method": "test-usbpo", "seed": 0, "cycles": 3, "environment": "InvertedPendulum-v5",
     }  # fmt: skip
@@ -284,17 +286,17 @@ def test_the_exported_files_do_what_the_runs_policy_does(
 def test_the_example_runs_without_the_package_and_repeats_the_evaluation(
     finished: Path, policy_folder: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(policy_folder, tmp_path / "alone")
+    shutil.copytree(policy_folder, tmp_path / "alone")
     # Without site the editable installation is not on the path, only what lies in site-packages itself.
     kept = environment(PYTHONPATH=sysconfig.get_path("purelib"))
 
     def python(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-S", *words], cwd=folder, env=kept, capture_output=True, text=True, timeout=300
+            [sys.executable, "-S", *words], cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=300
         )
 
     assert "No module named 'usbpo'" in python("-c", "import usbpo").stderr
-    done = python("example.py")
+    done = python("alone/example.py")
     assert done.returncode == 0, done.stderr
     with h5py.File(finished / f"data/runs/{USBPO}/00003/evaluation.h5") as file:
         assert done.stdout.split() == ["return", str(float(file["returns"][0]))]

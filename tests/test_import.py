@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from workflow_tools import Job, jobs, planned, snakemake, tree
+from workflow_tools import REPO, Job, jobs, planned, snakemake, tree
 
 from usbpo import cli, transitions
+from usbpo.config import load_run
 from usbpo.formats.imports import read_hdf5, unscaled, write_imported
+from usbpo.header import Header
 from usbpo.stages.collect import collect
 from usbpo.stages.initialise import initialise
 from usbpo.tasks import Simulator
@@ -29,13 +31,14 @@ D4RL = {"terminations": "terminals", "truncations": "timeouts"}
 STEPS = 80
 
 
-def recording(steps: int = STEPS, seed: int = 0) -> dict[str, Any]:
-    """Steps of the pendulum with random forces, in its own units; the last one is cut."""
-    env, rng = gymnasium.make(ENVIRONMENT), np.random.default_rng(seed)
+def recording(steps: int = STEPS, seed: int = 0, environment: str = ENVIRONMENT) -> dict[str, Any]:
+    """Steps of the pendulum, unless said, with random actions in its own units; the last one is cut."""
+    env, rng = gymnasium.make(environment), np.random.default_rng(seed)
+    space = env.action_space
     rows: dict[str, list[Any]] = {name: [] for name in FIELDS}
     observation, _ = env.reset(seed=seed)
     for _ in range(steps):
-        action = rng.uniform(-3.0, 3.0, 1).astype(np.float32)
+        action = rng.uniform(space.low, space.high).astype(np.float32)
         following, reward, terminated, truncated, _ = env.step(action)
         for name, value in zip(FIELDS, (observation, action, reward, following, terminated, truncated), strict=True):
             rows[name].append(value)
@@ -106,16 +109,51 @@ def test_without_next_observations_the_last_step_of_each_episode_is_left_out(
     assert np.array_equal(made.truncations, np.diff(made.episodes, append=made.episodes[-1] + 1) > 0)
 
 
+@pytest.mark.parametrize(("environment", "task"), [("Ant-v5", "AntTruncated"), ("Humanoid-v5", "HumanoidTruncated")])
+def test_the_first_observations_are_what_a_task_without_contact_forces_observes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], environment: str, task: str
+) -> None:
+    keys = load_run(task, "mbpo", (REPO / "config",)).environment
+    whole, simulator = recording(300, environment=environment), Simulator(keys.id, keys.arguments)
+    file, out = write_hdf5(tmp_path / "whole.hdf5", whole), tmp_path / "out.h5"
+    words = ["import", "hdf5", str(file), "--task", task, "--output", str(out), "--observations"]
+    assert cli.main([*words, str(simulator.obs_dim)]) == 0
+    header, batch = transitions.read(out, transitions.IMPORTED)
+    assert header.parameters["observations_left_out"] == whole["observations"].shape[1] - simulator.obs_dim > 0
+    observation = simulator.reset(0)
+    for row, action in enumerate(whole["actions"]):
+        following, _, terminated, truncated, _ = simulator.env.step(action)
+        assert np.array_equal(batch.observations[row], observation.astype(np.float32))
+        assert np.array_equal(batch.next_observations[row], following.astype(np.float32))
+        assert terminated == batch.terminations[row]
+        observation = simulator.reset() if terminated or truncated else following
+    capfd.readouterr()
+    assert cli.main([*words, "400"]) == 1
+    has = whole["observations"].shape[1]
+    assert f"whole.hdf5: it has {has} observations, but --observations is 400; give fewer.\n" in capfd.readouterr().err
+
+
 def test_what_was_exported_to_minari_comes_back(
     rows: dict[str, Any], imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
+    minari = pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
     root = tmp_path / "root"
     shard = root / "data/runs/from-data/m/seed-0/data/00000.h5"
     collect(**begin(shard, imported), seed=0, cycle=0, task="from-data")
     words = ["export", "minari", "from-data/m/seed-0", "--folder", str(root), "--output", str(tmp_path / "datasets")]
     assert cli.main(words) == 0
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    dataset = minari.load_dataset("from-data-m-seed-0-v0")
+    said = dataset.storage.metadata
+    assert said["description"] == (
+        "The first 80 steps are imported from recording.hdf5; the others are real data that m collected on from-data "
+        "with seed 0, by usbpo."
+    )
+    assert said["usbpo"]["initial_data"] == {
+        **{"source": "recording.hdf5", "rows": 80, "environment": ENVIRONMENT, "environment_arguments": "{}"},
+        "termination": "inverted_pendulum",
+    }
+    assert str(tmp_path) not in json.dumps(said["usbpo"])
     out = tmp_path / "back.h5"
     words = ["import", "minari", "from-data-m-seed-0-v0", "--task", "test-pendulum", "--output", str(out)]
     assert cli.main(words) == 0
@@ -160,7 +198,8 @@ WRONG = {
     "other units": (spoilt(actions=with_value(3, 3.1)), "the action of row 3 is outside the bounds"),
     "other task": (
         spoilt(**{name: lambda values: np.tile(values, 2) for name in ("observations", "next_observations")}),
-        "it has 8 observations and 1 actions, but InvertedPendulum-v5 has 4 and 1",
+        "it has 8 observations and 1 actions, but the task test-pendulum has 4 and 1; name the task of these data, or "
+        "add --observations 4 if the task's are the first of these",
     ),
     "no terminations": (
         spoilt(terminations=np.zeros_like, truncations=lambda values: values | True),
@@ -178,20 +217,32 @@ WRONG = {
         spoilt(observations=with_value(6, np.nan), next_observations=with_value(5, np.nan)),
         "observations holds NaN, .* in row 6",
     ),
+    "infinity in an observation alone": (
+        spoilt(observations=with_value(6, np.inf)),
+        "observations holds NaN, infinity or what single precision cannot hold in row 6",
+    ),
+    "an observation too large": (spoilt(observations=with_value(6, 1e300)), "observations holds NaN, .* in row 6"),
+    "NaN as an end": (
+        spoilt(truncations=lambda values: with_value(4, np.nan)(values.astype(float))),
+        "truncations holds NaN, .* in row 4",
+    ),
     "text": (spoilt(rewards=lambda values: values.astype("S5")), "rewards is no array of numbers"),
-    "empty": (spoilt(**{name: lambda values: values[:0] for name in FIELDS}), "has 0 rows"),
+    "empty": (spoilt(**{name: lambda values: values[:0] for name in FIELDS}), "it has no rows; name a file that"),
+    "empty rewards": (spoilt(rewards=lambda values: values[:0]), "observations has 80 rows, but rewards has 0"),
 }
 
 
 def refused(capfd: pytest.CaptureFixture[str], output: Path, *words: str) -> str:
-    """The one sentence with which a command ends that writes nothing."""
-    output.write_text("an older file")
+    """The one sentence with which a command ends that writes nothing, where an older import may be replaced."""
+    with transitions.create(output, Header(transitions.IMPORTED, "older", 0, 0)):
+        pass
+    before = output.read_bytes()
     assert cli.main(["import", *words, "--output", str(output)]) == 1
     error = capfd.readouterr().err
     assert error.startswith("usbpo import: ")
     assert error.endswith(".\n")
     assert len(error.splitlines()) == 1, error
-    assert output.read_text() == "an older file"
+    assert output.read_bytes() == before
     assert not list(output.parent.glob(".*partial"))
     return error
 
@@ -216,16 +267,53 @@ def test_files_that_cannot_be_imported_are_named(
     def said(*words: str, task: str = "test-pendulum") -> str:
         return refused(capfd, out, *words, "--task", task)
 
-    assert "none.hdf5: there is no such file" in said("hdf5", str(tmp_path / "none.hdf5"))
+    assert "none.hdf5: there is no such file; name the one with the data." in said("hdf5", str(tmp_path / "none.hdf5"))
+    assert ": this is a folder; name the HDF5 file that is in it." in said("hdf5", str(tmp_path))
     assert "cut.hdf5: the file is no HDF5, or is cut short or damaged" in said("hdf5", str(cut))
     assert "this is a file of usbpo; `usbpo export minari` its run" in said("hdf5", str(imported))
     assert "unknown task 'none'" in said("hdf5", str(write_hdf5(tmp_path / "r.hdf5", recording(3))), task="none")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     error = said("minari", "nothing-v0")
     assert "nothing-v0: Minari cannot read this dataset" in error
-    assert "`minari download nothing-v0`" in error
+    assert f"(Dataset nothing-v0 not found locally at {tmp_path / 'datasets/nothing-v0'}); get it with " in error
+    assert "`minari download nothing-v0`, which needs `pip install 'minari[hf]'`, or set MINARI_DATASETS_PATH." in error
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "`pip install minari`" in said("minari", "nothing-v0")
+
+
+def test_an_older_import_is_replaced_and_nothing_else(
+    rows: dict[str, Any], imported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, out = write_hdf5(tmp_path / "recording.hdf5", rows), tmp_path / "out.h5"
+    import_hdf5(write_hdf5(tmp_path / "other.hdf5", recording(seed=1)), out)
+    import_hdf5(file, out)
+    assert out.read_bytes() == imported.read_bytes()
+    (tmp_path / "symbolic.h5").symlink_to(file)
+    os.link(file, tmp_path / "hard.h5")
+    (tmp_path / "thesis.tex").write_text("a thesis")
+    (tmp_path / "folder.h5").mkdir()
+    shutil.copy(file, tmp_path / "copy.hdf5")
+    shard = tmp_path / "shard.h5"
+    transitions.write(shard, Header(transitions.KIND, "test-pendulum", 0, 0), transitions.read(out, "imported")[1])
+    before = tree_of(tmp_path)
+    read, there = "this is the file that is read", "it is there and is no file of `usbpo import`"
+    for name, said in {
+        **{"recording.hdf5": read, "symbolic.h5": read, "hard.h5": read, "folder.h5": there, "shard.h5": there},
+        **{"thesis.tex": there, "copy.hdf5": there},
+    }.items():
+        capfd.readouterr()
+        words = ["import", "hdf5", str(file), "--task", "test-pendulum", "--output", str(tmp_path / name)]
+        assert cli.main(words) == 1
+        error = capfd.readouterr().err
+        assert f"{name}: {said}" in error
+        assert error.endswith("choose another --output.\n")
+        assert len(error.splitlines()) == 1, error
+    assert tree_of(tmp_path) == before
+
+
+def tree_of(folder: Path) -> dict[str, bytes | None]:
+    """What lies in a folder: by name the content, None of a folder."""
+    return {path.name: None if path.is_dir() else path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")  # it asks for an author and the like
@@ -298,12 +386,13 @@ def test_a_run_begins_with_the_first_rows_and_then_collects_from_a_new_episode(i
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"--steps": "81"}, "it has 80 rows, but --steps is 81; set random_steps to fewer"),
+        ({"--steps": "81"}, "it has 80 rows, but 81 are asked for; set schedule.random_steps to 80 or fewer"),
         ({"--environment": "Hopper-v5"}, "its environment is InvertedPendulum-v5, but Hopper-v5 is asked for"),
         ({"--environment-arguments": '{"reset_noise_scale": 0.5}'}, "its environment_arguments is {}, but"),
         ({"--cycle": "1"}, "cycle 1 collects with a policy"),
         ({"--previous": "recording.h5"}, "initial data take the place of random steps"),
-        ({"--initial-data": "none.h5"}, "none.h5: there is no such file"),
+        ({"--initial-data": "none.h5"}, "none.h5: there is no such file; make it with `usbpo import`"),
+        ({"--initial-data": __file__}, "no whole file of this version's `usbpo import`; make it anew with that"),
     ],
 )
 def test_collect_refuses_data_of_another_run_in_one_sentence(
@@ -375,15 +464,74 @@ def test_another_content_of_the_file_reruns_the_run_and_a_new_date_does_not(
     assert Job("results") in would
 
 
-def test_a_file_that_is_not_there_is_named_before_anything_runs(run_from_data: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(run_from_data, tmp_path / "without")
-    (folder / "data/imported/pendulum.h5").unlink()
-    ended = snakemake(folder, cores=1, experiment=folder / "e.yaml")
+FILE = "data/imported/pendulum.h5"
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """What may be wrong with initial data before anything runs, and what is said of it."""
+
+    change: Callable[[Path], object]
+    """Spoils the file."""
+    said: str
+
+
+def import_fewer(path: Path) -> None:
+    import_hdf5(write_hdf5(path.with_name("recording.hdf5"), recording(STEPS - 6)), path)
+
+
+def import_for_another(path: Path) -> None:
+    header, batch = transitions.read(path, transitions.IMPORTED)
+    parameters = {**header.parameters, "environment": "Hopper-v5"}
+    transitions.write(path, replace(header, parameters=parameters), batch)
+
+
+SPOILT = {
+    "missing": Spoilt(
+        Path.unlink,
+        "there is no such file; make it with `usbpo import`, or name another.",
+    ),
+    "text": Spoilt(
+        lambda path: path.write_text("rows"),
+        "it cannot be read, or is no whole file of this version's `usbpo import`; make it anew with that, "
+        "or name another.",
+    ),
+    "too few rows": Spoilt(
+        import_fewer,
+        "it has 74 rows, but 75 are asked for; set schedule.random_steps to 74 or fewer.",
+    ),
+    "another environment": Spoilt(
+        import_for_another,
+        "its environment is Hopper-v5, but InvertedPendulum-v5 is asked for; import it for this task.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_planning_refuses_initial_data_that_a_run_cannot_begin_with(
+    rows: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    folder = workspace(tmp_path / "spoilt", rows)
+    monkeypatch.setattr("usbpo.config.FOLDERS", (folder / "config", REPO / "config"))
+    monkeypatch.setattr("usbpo.plan.FOLDERS", (folder / "config", REPO / "config"))
+    words = [str(folder / "e.yaml"), "--folder", str(folder)]
+    assert cli.main(["submit", *words, "--dry-run"]) == 0
+    SPOILT[case].change(folder / FILE)
+    capfd.readouterr()
+    said = f"schedule.initial_data of from-data with test-usbpo: {folder / FILE}: {SPOILT[case].said}\n"
+    for verb in ("plan", "submit"):
+        assert cli.main([verb, *words]) == 1
+        assert capfd.readouterr().err == f"usbpo {verb}: {said}"
+
+
+def test_snakemake_refuses_to_plan_more_random_steps_than_there_are_rows(rows: dict[str, Any], tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "spoilt", rows)
+    import_fewer(folder / FILE)
+    ended = snakemake(folder, "--dry-run", cores=1, experiment=folder / "e.yaml")
     assert ended.code == 1
     sentences = [line for line in ended.said.splitlines() if line.startswith("usbpo: ")]
     assert sentences == [
-        "usbpo: data/imported/pendulum.h5: there is no such file, but schedule.initial_data of from-data with "
-        "test-usbpo names it; make it with usbpo import, or mend the key."
+        f"usbpo: schedule.initial_data of from-data with test-usbpo: {FILE}: {SPOILT['too few rows'].said}"
     ]
     assert "Traceback" not in ended.said
 

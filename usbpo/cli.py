@@ -292,7 +292,9 @@ def plan(
     from usbpo.report.estimate import print_plan
 
     changed = {} if scale is None else {"scale": scale}
-    print_plan(Plan.named(experiment, changed), cores, folder)
+    chosen = Plan.named(experiment, changed)
+    chosen.check_initial_data(folder)
+    print_plan(chosen, cores, folder)
 
 
 def publish(
@@ -358,7 +360,9 @@ def submit(
     changed = {} if scale is None else {"scale": scale}
     request = Request(runs_per_job, cores, gpus, partition, time, everything, results)
     workspace = Workspace(folder, experiment_file(experiment), scale)
-    submit_jobs(Plan.named(experiment, changed), workspace, request, dry_run)
+    chosen = Plan.named(experiment, changed)
+    chosen.check_initial_data(folder)
+    submit_jobs(chosen, workspace, request, dry_run)
 
 
 def check_task(

@@ -165,6 +165,22 @@ class Run:
         """SHA-256 of that file, so that another content counts whatever its time says; '' without one."""
         return "".join(_checksum(path) for path in self.initial_data(cycle))
 
+    def check_initial_data(self, root: Path) -> None:
+        """Check that the imported file, if there is one, is below `root` and fits; the rows themselves are not read.
+
+        Raises:
+            UsbpoError: it is not there, or does not fit.
+        """
+        from usbpo.initial_data import check_imported  # not before: few runs have any
+
+        environment = self.config.environment
+        arguments, steps = environment_arguments(environment), self.config.schedule.random_steps
+        for path in self.initial_data(0):
+            try:
+                check_imported(root / path, environment.id, arguments, steps)
+            except UsbpoError as error:
+                raise UsbpoError(f"schedule.initial_data of {self.task} with {self.method}: {error}") from error
+
     def collect_options(self, cycle: int) -> str:
         """Parameters of `collect`."""
         steps = self.config.schedule.random_steps if cycle == 0 else self.schedule.cycle_steps
@@ -428,19 +444,18 @@ class Plan:
         """Any run, of this experiment or not."""
         return Run(task, method, seed, load_run(task, method, self.folders))
 
-    def check_initial_data(self) -> None:
-        """Check, before anything is computed, that the files which runs begin with are there.
+    def check_initial_data(self, root: Path = Path()) -> None:
+        """Check, before anything is computed, that the files which runs begin with are there and fit them.
+
+        Args:
+            root: folder that holds data/.
 
         Raises:
-            UsbpoError: one is not.
+            UsbpoError: one is not an import for the run's environment with as many rows as are asked for.
         """
-        for run in self.cycles:
-            for path in run.initial_data(0):
-                if not Path(path).is_file():
-                    raise UsbpoError(
-                        f"{path}: there is no such file, but schedule.initial_data of {run.task} with {run.method} "
-                        "names it; make it with usbpo import, or mend the key."
-                    )
+        begins = {(run.task, run.method): run for run in self.cycles if run.initial_data(0)}
+        for run in begins.values():
+            run.check_initial_data(root)
 
     def _cut_down(self, source: str) -> None:
         """Keep the runs that `only` names."""

@@ -1,6 +1,8 @@
 """Real data from elsewhere, checked against a task, as a file that a run begins with in place of random steps."""
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ from numpy.typing import NDArray
 
 from usbpo import config, terminations, transitions
 from usbpo.errors import UsbpoError
-from usbpo.files import require
 from usbpo.formats.writing import require_packages
 from usbpo.header import Header
 from usbpo.plan import environment_arguments
@@ -53,25 +54,29 @@ class Recorded:
     """(rows,): from 0"""
     environment: str = ""
     """Gymnasium id of the environment, where the data name it."""
+    left_out: int = 0
+    """Numbers at the end of each observation that were recorded and are not taken."""
 
 
-def import_minari(dataset_id: str, task: str, output: Path) -> None:
+def import_minari(dataset_id: str, task: str, output: Path, observations: int | None = None) -> None:
     """Import a Minari dataset that is on this machine.
 
     Args:
         dataset_id: its name, as Minari knows it; looked for where Minari does (`MINARI_DATASETS_PATH`).
         task: task that it is checked against.
-        output: file to write.
+        output: file to write; an older import is replaced, anything else is not.
+        observations: how many numbers of each observation are taken, from the first on; all without it.
 
     Raises:
         UsbpoError: Minari is not installed, there is no such dataset, it does not fit the task, or the output cannot
             be written.
     """
     require_packages("a Minari dataset", "minari")
-    write_imported(read_minari(dataset_id), task, output)
+    check_output(output)
+    write_imported(first_observations(read_minari(dataset_id), observations), task, output)
 
 
-def import_hdf5(file: Path, task: str, output: Path) -> None:
+def import_hdf5(file: Path, task: str, output: Path, observations: int | None = None) -> None:
     """Import an HDF5 file with the datasets of D4RL, or the same by Gymnasium's names.
 
     Args:
@@ -79,13 +84,38 @@ def import_hdf5(file: Path, task: str, output: Path) -> None:
             and, where it has them, `next_observations`; one row a step. Without the last, where the last step of an
             episode led is not known, and it is left out.
         task: task that it is checked against.
-        output: file to write.
+        output: file to write; an older import is replaced, anything else is not.
+        observations: how many numbers of each observation are taken, from the first on; all without it.
 
     Raises:
         UsbpoError: the file is missing, damaged, of another layout or does not fit the task, or the output cannot be
             written.
     """
-    write_imported(read_hdf5(file), task, output)
+    check_output(output, file)
+    write_imported(first_observations(read_hdf5(file), observations), task, output)
+
+
+def check_output(output: Path, file: Path | None = None) -> None:
+    """Check that nothing is lost by writing: only an older import may be there.
+
+    Args:
+        output: file to write.
+        file: the one that is read, if it is one.
+
+    Raises:
+        UsbpoError: the output is there and is no import, or is the file that is read, by whatever name.
+    """
+    if not os.path.exists(output):
+        return
+    if file is not None and os.path.exists(file) and output.samefile(file):
+        raise UsbpoError(f"{output}: this is the file that is read; choose another --output.")
+    try:
+        with transitions.opened(output, transitions.IMPORTED):
+            pass
+    except (UsbpoError, OSError) as error:
+        raise UsbpoError(
+            f"{output}: it is there and is no file of `usbpo import`, so it is not replaced; choose another --output."
+        ) from error
 
 
 def read_minari(dataset_id: str) -> Recorded:
@@ -105,9 +135,10 @@ def read_minari(dataset_id: str) -> Recorded:
                 raise UsbpoError(f"{dataset_id}: its {name} space is {type(space).__name__}, but must be a Box.")
         episodes = list(dataset.iterate_episodes())
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        said, *_ = " ".join(str(error).split()).partition(" Use download=True")  # an argument in Python
         raise UsbpoError(
-            f"{dataset_id}: Minari cannot read this dataset ({' '.join(str(error).split()).rstrip('.')}); "
-            f"`minari download {dataset_id}`, or set MINARI_DATASETS_PATH."
+            f"{dataset_id}: Minari cannot read this dataset ({said.rstrip('.')}); get it with "
+            f"`minari download {dataset_id}`, which needs `pip install 'minari[hf]'`, or set MINARI_DATASETS_PATH."
         ) from error
     if not episodes:
         raise UsbpoError(f"{dataset_id}: it has no episodes; name another dataset.")
@@ -118,12 +149,16 @@ def read_minari(dataset_id: str) -> Recorded:
     def joined(arrays: list[Any]) -> NDArray[Any]:
         return np.concatenate([np.asarray(values).reshape(len(values), -1) for values in arrays])
 
+    numbers: dict[str, Any] = {
+        "observations": joined([episode.observations[:-1] for episode in episodes]),
+        "next_observations": joined([episode.observations[1:] for episode in episodes]),
+        "actions": joined([episode.actions for episode in episodes]),
+        "rewards": joined([episode.rewards for episode in episodes])[:, 0],
+    }
+    check_finite(dataset_id, numbers)
     return Recorded(
         source=dataset_id,
-        observations=joined([episode.observations[:-1] for episode in episodes]),
-        actions=joined([episode.actions for episode in episodes]),
-        rewards=joined([episode.rewards for episode in episodes])[:, 0],
-        next_observations=joined([episode.observations[1:] for episode in episodes]),
+        **numbers,
         terminations=joined([episode.terminations for episode in episodes])[:, 0].astype(np.bool_),
         truncations=joined([episode.truncations for episode in episodes])[:, 0].astype(np.bool_),
         episodes=np.repeat(np.arange(len(episodes)), [len(episode) for episode in episodes]),
@@ -137,7 +172,10 @@ def read_hdf5(path: Path) -> Recorded:
     Raises:
         UsbpoError: the file is missing, damaged, lacks a dataset, or has rows that do not follow from each other.
     """
-    require(path, ".h5")
+    if path.is_dir():
+        raise UsbpoError(f"{path}: this is a folder; name the HDF5 file that is in it.")
+    if not path.is_file():
+        raise UsbpoError(f"{path}: there is no such file; name the one with the data.")
     try:
         with h5py.File(path, "r") as file:
             if "header" in file.attrs:
@@ -146,11 +184,14 @@ def read_hdf5(path: Path) -> Recorded:
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UsbpoError(f"{path}: the file is no HDF5, or is cut short or damaged; get it anew.") from error
     rows = len(found["rewards"])
+    if not any(map(len, found.values())):
+        raise UsbpoError(f"{path}: it has no rows; name a file that holds steps.")
     for name, values in found.items():
-        if len(values) != rows or not rows:
+        if len(values) != rows:
             raise UsbpoError(f"{path}: {name} has {len(values)} rows, but rewards has {rows}; give each step one row.")
         if name in ("rewards", *ALTERNATIVES) and values.size != rows:
             raise UsbpoError(f"{path}: {name} has the shape {list(values.shape)}; give each step one number.")
+    check_finite(str(path), found)
     terminated, truncated = (found[name].reshape(rows).astype(np.bool_) for name in ALTERNATIVES)
     ended = terminated | truncated
     episodes = np.cumsum(np.concatenate([[0], ended[:-1]])).astype(np.int64)
@@ -200,6 +241,23 @@ def _dataset(path: Path, file: h5py.File, name: str) -> NDArray[Any]:
     raise UsbpoError(f"{path}: the dataset {name}{or_else} is missing; add it.")
 
 
+def first_observations(recorded: Recorded, count: int | None) -> Recorded:
+    """The recorded data with the first `count` numbers of each observation; with all where it is None.
+
+    AntTruncated and HumanoidTruncated observe the first numbers of what Gymnasium's Ant and Humanoid do.
+
+    Raises:
+        UsbpoError: there are fewer.
+    """
+    has = recorded.observations.shape[1]
+    if count is None:
+        return recorded
+    if count > has:
+        raise UsbpoError(f"{recorded.source}: it has {has} observations, but --observations is {count}; give fewer.")
+    taken = {name: getattr(recorded, name)[:, :count] for name in ("observations", "next_observations")}
+    return replace(recorded, **taken, left_out=has - count)
+
+
 def write_imported(recorded: Recorded, task: str, output: Path) -> None:
     """Check recorded data against a task, write them in our own format, and say how a run begins with them.
 
@@ -213,7 +271,7 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
     keys = config.load_run(task, METHOD, config.FOLDERS).environment
     simulator = Simulator(keys.id, keys.arguments)
     simulator.close()
-    check_fits(recorded, simulator)
+    check_fits(recorded, simulator, task)
     differing, terminal = check_terminations(recorded, keys.termination)
     truncations = recorded.truncations.copy()
     last = np.flatnonzero(np.diff(recorded.episodes, append=recorded.episodes[-1] + 1))
@@ -232,6 +290,7 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
         "environment": keys.id,
         "environment_arguments": environment_arguments(keys),
         "termination": keys.termination,
+        **({"observations_left_out": recorded.left_out} if recorded.left_out else {}),
     }
     transitions.write(output, Header(transitions.IMPORTED, task, 0, 0, parameters), batch)
     if recorded.environment not in ("", keys.id.rpartition(":")[2]):
@@ -245,27 +304,20 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
     )
 
 
-def check_fits(recorded: Recorded, simulator: Simulator) -> None:
-    """Check sizes, numbers and bounds.
+def check_fits(recorded: Recorded, simulator: Simulator, task: str) -> None:
+    """Check sizes and bounds.
 
     Raises:
         UsbpoError: the data are of another environment, not finite in single precision, or actions exceed their bounds.
     """
     sizes = recorded.observations.shape[1], recorded.actions.shape[1]
     if sizes != (simulator.obs_dim, simulator.act_dim):
+        longer = sizes[0] > simulator.obs_dim and sizes[1] == simulator.act_dim
+        or_else = f", or add --observations {simulator.obs_dim} if the task's are the first of these" if longer else ""
         raise UsbpoError(
-            f"{recorded.source}: it has {sizes[0]} observations and {sizes[1]} actions, but {simulator.name} has "
-            f"{simulator.obs_dim} and {simulator.act_dim}; name the task of these data."
+            f"{recorded.source}: it has {sizes[0]} observations and {sizes[1]} actions, but the task {task} has "
+            f"{simulator.obs_dim} and {simulator.act_dim}; name the task of these data{or_else}."
         )
-    for name in ("observations", "next_observations", "actions", "rewards"):
-        with np.errstate(over="ignore"):
-            values = getattr(recorded, name).astype(np.float32).reshape(len(recorded.rewards), -1)
-        faulty = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if len(faulty):
-            raise UsbpoError(
-                f"{recorded.source}: {name} holds NaN, infinity or what single precision cannot hold in row "
-                f"{faulty[0]}; leave out its episode."
-            )
     low, high = simulator.low.reshape(-1), simulator.high.reshape(-1)
     slack = OVER_BOUNDS * (high - low)
     outside = np.flatnonzero(((recorded.actions < low - slack) | (recorded.actions > high + slack)).any(axis=1))
@@ -274,6 +326,23 @@ def check_fits(recorded: Recorded, simulator: Simulator) -> None:
             f"{recorded.source}: the action of row {outside[0]} is outside the bounds of {simulator.name}; "
             "give actions in the environment's own units."
         )
+
+
+def check_finite(source: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Check that single precision holds every number of some arrays (rows, …), by their names.
+
+    Raises:
+        UsbpoError: one is NaN, infinite or too large.
+    """
+    for name, values in arrays.items():
+        with np.errstate(over="ignore"):
+            held = values.astype(np.float32).reshape(len(values), -1)
+        faulty = np.flatnonzero(~np.isfinite(held).all(axis=1))
+        if len(faulty):
+            raise UsbpoError(
+                f"{source}: {name} holds NaN, infinity or what single precision cannot hold in row {faulty[0]}; "
+                "leave out its episode."
+            )
 
 
 def check_terminations(recorded: Recorded, termination: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ episodes.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +37,8 @@ class RealData:
     """That of the last shard"""
     reset_seeds: dict[int, int]
     """By number of the episode, the seed that its reset was given; the other episodes go on with the generator."""
+    initial_data: Mapping[str, Any] | None
+    """What the first shard says of imported data that the run began with, and their rows; None where there are none."""
 
 
 def dataset_id(run: NamedRun) -> str:
@@ -80,7 +82,7 @@ def export_minari(run: NamedRun, output: Path) -> Path:
             observation_space=simulator.env.observation_space,
             action_space=simulator.env.action_space,
             algorithm_name=run.method,
-            description=f"Real data that {run.method} collected on {run.task} with seed {run.seed}, by usbpo.",
+            description=description_of(run, data),
             requirements=[f"{package}=={versions[package]}" for package in ("gymnasium", "mujoco")],
             data_format="hdf5",
             jpeg_encoding=False,
@@ -108,16 +110,28 @@ def real_data(run: NamedRun) -> RealData:
         raise UsbpoError(f"{run.path(layout.SHARD, 0)}: the run has no real data yet; run it on, or name another run.")
     parts: list[Transitions] = []
     seeds: dict[int, int] = {}
+    initial_data = None
     for cycle in range(int(shards[-1].stem) + 1):
         header, batch = transitions.read(run.path(layout.SHARD, cycle))
         first, last = int(batch.episodes[0]), int(batch.episodes[-1])
         is_own = "initial_data" not in header.parameters
+        if not is_own:
+            initial_data = {**header.parameters["initial_data"], "rows": len(batch)}
         if header.parameters["episodes"] == END_WITH_CYCLE:
             seeds |= {first: environment_seed(run.seed, cycle)} if is_own else {}
         elif cycle == 0:
             seeds[first if is_own else last + 1] = environment_seed(run.seed, 0)
         parts.append(batch)
-    return RealData(transitions.concatenate(parts), header, seeds)
+    return RealData(transitions.concatenate(parts), header, seeds, initial_data)
+
+
+def description_of(run: NamedRun, data: RealData) -> str:
+    """Where the data come from, in words."""
+    who = f"{run.method} collected on {run.task} with seed {run.seed}, by usbpo"
+    if data.initial_data is None:
+        return f"Real data that {who}."
+    rows, source = data.initial_data["rows"], data.initial_data["source"]
+    return f"The first {rows} steps are imported from {source}; the others are real data that {who}."
 
 
 def episodes_of(data: RealData, simulator: Simulator) -> Iterator[dict[str, Any]]:
@@ -180,6 +194,7 @@ def _provenance(run: NamedRun, data: RealData) -> dict[str, Any]:
         "environment": header.parameters["environment"],
         "environment_arguments": read_arguments(str(header.parameters["environment_arguments"])),
         "versions": dict(header.versions),
+        **({} if data.initial_data is None else {"initial_data": dict(data.initial_data)}),
     }
 
 

@@ -34,13 +34,18 @@ COMPARED_ROWS = 256
 TOLERANCE = 1e-4
 """Most that ONNX Runtime and torch may differ, relative to 1 or, where it is larger, to the value."""
 
-EXAMPLE = '''"""One episode with an exported policy of usbpo, without usbpo: python example.py, in this folder."""
+EXAMPLE = '''"""One episode with an exported policy of usbpo, without usbpo: python example.py
+
+Needs torch, safetensors, and Gymnasium with the environment below.
+"""
+from pathlib import Path
+
 import gymnasium
 import torch
 from policy import Policy
 
 env = gymnasium.make({environment!r}, **{arguments!r})
-policy, ended, total = Policy("policy.safetensors"), False, 0.0
+policy, ended, total = Policy(str(Path(__file__).with_name("policy.safetensors"))), False, 0.0
 observation, _ = env.reset(seed={seed})
 while not ended:
     rows = torch.as_tensor(observation, dtype=torch.float32).reshape(1, -1)

@@ -13,6 +13,14 @@ Task = Annotated[str, typer.Option(help="Task of config/tasks that the data are 
 Output = Annotated[
     Path | None, typer.Option(help="File to write; data/imported/TASK.h5 without it.", show_default=False)
 ]
+Observations = Annotated[
+    int | None,
+    typer.Option(
+        help="Numbers of each observation that are taken, from the first on; all without it.",
+        min=1,
+        show_default=False,
+    ),
+]
 
 exports = typer.Typer(
     help="Write a run's data or its policy in formats that other programs read.", no_args_is_help=True
@@ -54,11 +62,12 @@ def import_minari(
     dataset: Annotated[str, typer.Argument(help="Minari's name of a dataset on this machine.")],
     task: Task,
     output: Output = None,
+    observations: Observations = None,
 ) -> None:
     """Take the episodes of a Minari dataset."""
     from usbpo.formats.imports import import_minari as take
 
-    take(dataset, task, output or Path(layout.IMPORTED.format(task=task)))
+    take(dataset, task, output or Path(layout.IMPORTED.format(task=task)), observations)
 
 
 @imports.command("hdf5")
@@ -66,8 +75,9 @@ def import_hdf5(
     file: Annotated[Path, typer.Argument(help="HDF5 file with D4RL's or Gymnasium's names (docs/formats.md).")],
     task: Task,
     output: Output = None,
+    observations: Observations = None,
 ) -> None:
     """Take the steps of an HDF5 file."""
     from usbpo.formats.imports import import_hdf5 as take
 
-    take(file, task, output or Path(layout.IMPORTED.format(task=task)))
+    take(file, task, output or Path(layout.IMPORTED.format(task=task)), observations)

@@ -12,6 +12,7 @@ from usbpo import sac, transitions
 from usbpo.acting import OneByOne
 from usbpo.errors import UsbpoError
 from usbpo.header import Header, parameters_of
+from usbpo.initial_data import check_imported, read_imported
 from usbpo.optimizer import Params
 from usbpo.seeding import pack_generator, seed_sequence, unpack_generator
 from usbpo.tasks import Simulator, read_arguments
@@ -116,20 +117,15 @@ def read_initial_data(path: Path, simulator: Simulator, parameters: Mapping[str,
     Raises:
         UsbpoError: the file is missing or damaged, was made for another environment, or has too few rows.
     """
-    header, batch = transitions.read(path, transitions.IMPORTED)
     steps = parameters["steps"]
-    for name in ("environment", "environment_arguments"):
-        made_for, asked = header.parameters[name], parameters[name]
-        if made_for != asked:
-            raise UsbpoError(f"{path}: its {name} is {made_for}, but {asked} is asked for; import it for this task.")
+    check_imported(path, parameters["environment"], parameters["environment_arguments"], steps)
+    header, batch = read_imported(path)
     sizes = batch.observations.shape[1], batch.actions.shape[1]
     if sizes != (simulator.obs_dim, simulator.act_dim):
         raise UsbpoError(
             f"{path}: it has {sizes[0]} observations and {sizes[1]} actions, but {simulator.name} has "
             f"{simulator.obs_dim} and {simulator.act_dim}; import it anew."
         )
-    if len(batch) < steps:
-        raise UsbpoError(f"{path}: it has {len(batch)} rows, but --steps is {steps}; set random_steps to fewer.")
     batch = batch.rows(slice(steps))
     batch.truncations[-1] |= not batch.terminations[-1]
     return header, batch
