@@ -4,9 +4,10 @@
     PYTHONPATH=. python benchmarks/scaling.py plan [--task HalfCheetah]      one pilot's dry run: time and memory
     PYTHONPATH=. python benchmarks/scaling.py run [--task Hopper --cycles 500]   one pilot with stages that do nothing
 
-A stage that does nothing leaves its files empty, by a shell function of the name `usbpo`; `run` measures the workflow
-alone: Snakemake, its records, logs and benchmark files, but neither the warm worker nor work. CPU time is that of
-Snakemake and its children; other work on the machine makes the clock slow and leaves it as it is, about.
+A stage that does nothing leaves its files empty, by a shell function of the name `usbpo`, which Snakemake leaves alone
+where no warm worker is wanted; `run` measures the workflow alone: Snakemake, its records, logs and benchmark files, but
+neither the worker nor work, and ends with an error where a file is not empty. CPU time is that of Snakemake and its
+children; other work on the machine makes the clock slow and leaves it as it is, about.
 """
 
 import argparse
@@ -109,6 +110,16 @@ def peak(pid: int) -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
+def check_empty(folder: Path) -> None:
+    """End where the files of the runs below `folder` are not those that the stub makes."""
+    paths = [path for path in (folder / "data/runs").rglob("*") if path.is_file()]
+    made = [path for path in paths if not {"logs", "benchmarks"} & set(path.relative_to(folder).parts)]
+    full = [str(path.relative_to(folder)) for path in made if path.stat().st_size]
+    if not made or full:
+        what = f"{full[0]} is not empty" if full else "no file was made"
+        sys.exit(f"scaling: {what}: the stages were not those that do nothing, and the measurement is void.")
+
+
 def pilot(given: argparse.Namespace, stubs: bool) -> None:
     """Print what a Snakemake takes that plans one run, and with `stubs` runs it."""
     content = experiment() | {"tasks": [given.task], "methods": [given.method], "seeds": [0]}
@@ -145,6 +156,7 @@ def pilot(given: argparse.Namespace, stubs: bool) -> None:
             f"({memory / jobs / 1e3:.0f} kB a job); load {os.getloadavg()[0]:.0f}"
         )
         if stubs:
+            check_empty(folder)
             found = Counter(
                 "record" if "metadata" in path.parts else "data"
                 for path in [*(folder / "data").rglob("*"), *(folder / ".snakemake/metadata").rglob("*")]
