@@ -100,7 +100,7 @@ def test_snakemake_takes_the_cure_also_where_no_method_has_a_trigger(arguments: 
     said = dry_run(
         shlex.join(["snakemake", *arguments, *words, "--configfile", "config/experiments/hopper.yaml"]), hopper
     )
-    assert "phase1: maximum likelihood for Hopper/usbpo/seed-0, cycle 1" in said
+    assert "phase1: maximum likelihood for Hopper/usbpo/seed-0" in said
 
 
 @pytest.mark.parametrize("name", ["slurm", "cluster"])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from workflow_tools import REPO, Ended, environment
 
+from usbpo.plan import Plan
+
 
 def scaling(*arguments: str, **changes: str) -> Ended:
     """Run the benchmark; `changes` are variables of the environment."""
@@ -38,3 +40,11 @@ usbpo() {
   done
 }
 """
+
+
+def test_the_experiment_is_one_that_can_be_planned(tmp_path: Path) -> None:
+    file = tmp_path / "scaling.yaml"
+    file.write_text(scaling("experiment").said, encoding="utf-8")
+    plan = Plan.named(str(file))
+    assert len(plan.cycles) == 960
+    assert len({run.method for run in plan.cycles}) == 8
