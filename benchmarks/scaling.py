@@ -1,12 +1,14 @@
 """What many runs at once ask of Snakemake and of the file system: counted, and a sample with stages that do nothing.
 
-    PYTHONPATH=. python benchmarks/scaling.py count                          all runs: jobs, files, bytes
+    PYTHONPATH=. python benchmarks/scaling.py experiment                     the experiment of 960 runs, as YAML
+    PYTHONPATH=. python benchmarks/scaling.py count                          all its runs: jobs, files, bytes
     PYTHONPATH=. python benchmarks/scaling.py plan [--task HalfCheetah]      one pilot's dry run: time and memory
     PYTHONPATH=. python benchmarks/scaling.py run [--task Hopper --cycles 500]   one pilot with stages that do nothing
 
-A stage that does nothing leaves its files empty, by a shell function of the name `usbpo`; `run` measures the workflow
-alone: Snakemake, its records, logs and benchmark files, but neither the warm worker nor work. CPU time is that of
-Snakemake and its children; other work on the machine makes the clock slow and leaves it as it is, about.
+A stage that does nothing leaves its files empty, by a shell function of the name `usbpo`, which Snakemake leaves alone
+where no warm worker is wanted; `run` measures the workflow alone: Snakemake, its records, logs and benchmark files, but
+neither the worker nor work, and ends with an error where a file is not empty. CPU time is that of Snakemake and its
+children; other work on the machine makes the clock slow and leaves it as it is, about.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -68,10 +71,9 @@ def bytes_read(sizes: Sizes, stage: str, cycle: int) -> int:
 def count() -> None:
     """Print what all runs have: one seed is counted, and all seeds of a task and method are alike."""
     plan = Plan({**experiment(), "seeds": [0]}, source="scaling", folders=FOLDERS)
-    total: Counter[str] = Counter()
-    print(
-        f"{'task':20}{'method':20}{'jobs':>8}{'files':>12}{'kept':>11}{'rollouts':>15}{'read':>12}{'largest job':>14}"
-    )
+    of_tasks: dict[str, Counter[str]] = {}
+    of_largest: dict[str, int] = {}
+    print(f"A run of each task and method\n{HEAD}")
     for run, cycles in plan.cycles.items():
         jobs = [(stage, cycle, paths) for cycle in range(cycles + 1) for stage, paths in run.jobs(cycle).items()]
         sizes = sizes_of(run)
@@ -79,34 +81,67 @@ def count() -> None:
         read = sum(bytes_read(sizes, stage, cycle) for stage, cycle, _ in jobs)
         made = sum(len(paths) for _, _, paths in jobs)
         stay = set(plan.kept(run))
-        kept = sum(
-            of[what](cycle)
+        parts = [
+            (stage, cycle, [(Path(path).name if layout.is_large(path) else stage, path in stay) for path in paths])
             for stage, cycle, paths in jobs
-            for what in {Path(path).name if layout.is_large(path) else stage for path in paths if path in stay}
-        )
+        ]
+        kept = sum(of[what](cycle) for _, cycle, those in parts for what in {what for what, stays in those if stays})
+        everything = sum(of[what](cycle) for _, cycle, those in parts for what in {what for what, _ in those})
         rollouts = sum(of[ROLLOUTS](cycle) for stage, cycle, _ in jobs if stage in ("rollout", "triggered"))
         largest = max(run.megabytes(stage, cycle) for stage, cycle, _ in jobs)
         # A log and a benchmark file for each job, and a record of Snakemake's for each file, also of those let go.
         files = len(stay) + made + 2 * len(jobs)
-        print(
-            f"{run.task:20}{run.method:20}{len(jobs):8,}{files:12,}{kept / 1e9:8.1f} GB{rollouts / 1e9:12.1f} GB"
-            f"{read / 1e9:9.0f} GB{largest:11,} MB"
+        counted = Counter(
+            runs=1,
+            jobs=len(jobs),
+            files=files,
+            records=made,
+            kept=int(kept),
+            everything=int(everything),
+            rollouts=int(rollouts),
+            read=read,
         )
-        total.update(
-            runs=1, jobs=len(jobs), files=files, kept=int(kept), rollouts=int(rollouts), records=made, read=read
-        )
-    print(
-        f"times {SEEDS} seeds: {SEEDS * total['runs']:,} runs, {SEEDS * total['jobs'] / 1e6:.2f} million jobs, "
-        f"{SEEDS * total['files'] / 1e6:.1f} million files, of which {SEEDS * total['records'] / 1e6:.1f} million are "
-        f"Snakemake's records; {SEEDS * total['kept'] / 1e12:.1f} TB kept, {SEEDS * total['rollouts'] / 1e12:.1f} TB "
-        f"of rollouts; {SEEDS * total['read'] / 1e12:.0f} TB are read"
-    )
+        print(row(run.task, run.method, counted, largest))
+        of_tasks.setdefault(run.task, Counter()).update(counted)
+        of_largest[run.task] = max(largest, of_largest.get(run.task, 0))
+    print(f"\nAll runs, {SEEDS} seeds of each method\n{HEAD}")
+    total: Counter[str] = Counter()
+    for task, of_task in of_tasks.items():
+        of_all = Counter({name: SEEDS * number for name, number in of_task.items()})
+        print(row(task, f"{of_all['runs']} runs", of_all, of_largest[task]))
+        total.update(of_all)
+    print(row("all", f"{total['runs']} runs", total))
+    print(f"{total['records'] / 1e6:.1f} million of the files are Snakemake's records.")
+
+
+HEAD = (
+    f"{'task':20}{'method':20}{'jobs':>10}{'files':>12}{'kept':>12}{'with all kept':>15}{'rollouts':>14}{'read':>15}"
+    f"{'largest job':>14}"
+)
+
+
+def row(task: str, method: str, of: Mapping[str, int], largest: int | None = None) -> str:
+    """A line of the tables; `largest` in MB."""
+    sizes = [f"{of[what] / 1e9:,.1f} GB" for what in ("kept", "everything", "rollouts", "read")]
+    cells = "".join(f"{size:>{width}}" for size, width in zip(sizes, (12, 15, 14, 15), strict=True))
+    memory = "" if largest is None else f"{largest:,} MB"
+    return f"{task:20}{method:20}{of['jobs']:10,}{of['files']:12,}{cells}{memory:>14}".rstrip()
 
 
 def peak(pid: int) -> int:
     """Most bytes of memory that a process had so far. Its rusage would count what our own had when it was forked."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def check_empty(folder: Path) -> None:
+    """End where the files of the runs below `folder` are not those that the stub makes."""
+    paths = [path for path in (folder / "data/runs").rglob("*") if path.is_file()]
+    made = [path for path in paths if not {"logs", "benchmarks"} & set(path.relative_to(folder).parts)]
+    full = [str(path.relative_to(folder)) for path in made if path.stat().st_size]
+    if not made or full:
+        what = f"{full[0]} is not empty" if full else "no file was made"
+        sys.exit(f"scaling: {what}: the stages were not those that do nothing, and the measurement is void.")
 
 
 def pilot(given: argparse.Namespace, stubs: bool) -> None:
@@ -145,6 +180,7 @@ def pilot(given: argparse.Namespace, stubs: bool) -> None:
             f"({memory / jobs / 1e3:.0f} kB a job); load {os.getloadavg()[0]:.0f}"
         )
         if stubs:
+            check_empty(folder)
             found = Counter(
                 "record" if "metadata" in path.parts else "data"
                 for path in [*(folder / "data").rglob("*"), *(folder / ".snakemake/metadata").rglob("*")]
@@ -154,15 +190,17 @@ def pilot(given: argparse.Namespace, stubs: bool) -> None:
 
 
 def main() -> None:
-    """Print one of the three."""
+    """Print one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["count", "plan", "run"])
+    parser.add_argument("what", choices=["experiment", "count", "plan", "run"])
     parser.add_argument("--task", default="Hopper")
     parser.add_argument("--method", default="usbpo")
     parser.add_argument("--cycles", type=int)
     parser.add_argument("--cores", type=int, default=1)
     given = parser.parse_args()
-    if given.what == "count":
+    if given.what == "experiment":
+        print(yaml.safe_dump(experiment(), sort_keys=False), end="")
+    elif given.what == "count":
         count()
     else:
         pilot(given, stubs=given.what == "run")

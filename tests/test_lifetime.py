@@ -1,6 +1,7 @@
 """Owners, and the lock that tells a crash from a living Snakemake."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -250,6 +251,39 @@ def test_a_name_that_another_holds_is_refused_until_its_process_has_gone(tmp_pat
     first.kill()
     first.wait(30)
     assert line(start(NAMES, str(tmp_path), "a/seed-1")) == "held"
+
+
+def test_who_is_asked_what_it_holds_goes_on_holding_it(tmp_path: Path, start: Start) -> None:
+    assert lifetime.held_names(tmp_path, ["a"]) == set()
+    assert not list(tmp_path.iterdir()), "asking leaves nothing behind"
+    first = start(NAMES, str(tmp_path), "a", "b")
+    assert line(first) == "held"
+    for _ in range(2):
+        assert lifetime.held_names(tmp_path, ["a", "b", "c"]) == {"a", "b"}
+    assert line(start(NAMES, str(tmp_path), "b")).startswith("b: another Snakemake is at work on it")
+    first.kill()
+    first.wait(30)
+    assert lifetime.held_names(tmp_path, ["a", "b", "c"]) == set()
+
+
+def test_one_that_begins_while_it_is_asked_is_not_refused(tmp_path: Path, start: Start) -> None:
+    asking = "say('asking')\nwhile True: lifetime.held_names(Path(sys.argv[1]), ['a', 'b'])"
+    assert line(start(NAMES, str(tmp_path), "a")) == "held"
+    assert line(start(asking, str(tmp_path))) == "asking"
+    code = "for number in range(300): lifetime.hold_names(Path(sys.argv[1]), ['b'])\nsay('held')"
+    assert line(start(code, str(tmp_path))) == "held"
+
+
+def test_one_waits_for_its_turn(tmp_path: Path, start: Start) -> None:
+    code = "with lifetime.in_turn(Path(sys.argv[1])): say('in'); input()"
+    first = start(code, str(tmp_path / "folder/turn.lock"))
+    assert line(first) == "in"
+    second = start(f"say('up')\n{code}", str(tmp_path / "folder/turn.lock"))
+    assert line(second) == "up"
+    assert second.stdout is not None
+    assert select.select([second.stdout], [], [], 0.5)[0] == []
+    first.kill()
+    assert line(second) == "in"
 
 
 def test_children_of_one_that_was_killed_do_not_hold_its_names(tmp_path: Path, start: Start) -> None:

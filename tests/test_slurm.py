@@ -149,9 +149,11 @@ def test_a_job_that_slurm_stops_is_taken_up_by_the_same_command(
     kill: str, slurm: Cluster, workspace: Path, longer: Path
 ) -> None:
     experiment = str(longer / "e.yaml")
-    # With a limit of a minute, Slurm interrupts the job at its first look; slow stages make sure that it comes in time.
-    limits, changes = (["--time", "1"], {"USBPO_WARM": "0"}) if kill == "time limit" else ([], {})
-    array, results = jobs(submit(slurm, workspace, experiment, *limits, **changes))
+    changes = {"USBPO_WARM": "0"} if kill == "time limit" else {}
+    array, results = jobs(submit(slurm, workspace, experiment, **changes))
+    if kill == "time limit":
+        # With a minute left, Slurm interrupts the job at its first look; slow stages make sure that it comes in time.
+        slurm.said("scontrol", "update", f"jobid={array}", "timelimit=1")
     if kill == "scancel":
         wait_for((workspace / f"data/runs/{MBPO}/00001/policy.safetensors").exists, 300, "a policy")
         slurm.said("scancel", array)

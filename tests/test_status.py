@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import signal
+import subprocess
+import sys
 import time
 from base64 import urlsafe_b64encode
 from io import StringIO
@@ -10,6 +13,7 @@ from pathlib import Path
 import h5py
 import pytest
 from rich.console import Console
+from workflow_tools import MBPO, command, environment, wait_for
 
 from usbpo import layout
 from usbpo.errors import UsbpoError
@@ -148,7 +152,7 @@ def test_a_mark_with_a_long_path_is_understood(tmp_path: Path) -> None:
     mark = tmp_path / ".snakemake/incomplete" / f"@{name[:254]}" / name[254:]
     mark.parent.mkdir()
     mark.touch()
-    assert status.stages_at_work(tmp_path) == {run: ("policy", 3)}
+    assert status.stages_at_work(tmp_path, 0.0) == {run: ("policy", 3)}
 
 
 def test_a_mark_from_before_the_snakemake_at_work_is_ignored(tmp_path: Path) -> None:
@@ -168,6 +172,52 @@ def test_locks_left_by_a_killed_snakemake_do_not_count(tmp_path: Path) -> None:
         fcntl.flock(workspace, fcntl.LOCK_SH)
         assert status.read_status(tmp_path)[0].at_work == "policy 3"
     assert status.read_status(tmp_path)[0].at_work == "stopped in policy 3"
+
+
+def test_runs_that_snakemakes_without_locks_hold_are_told_from_those_that_nobody_is_at(tmp_path: Path) -> None:
+    held, waiting, stopped = (Run("Hopper", "mbpo", seed) for seed in range(3))
+    for run in (held, waiting, stopped):
+        cycles(tmp_path, 2, run=run)
+        put(tmp_path, layout.LOG, 3, "cycle 3 …\n", run=run, stage="policy")
+    for run in (held, stopped):
+        snakemake_at_work(tmp_path, run.path(layout.POLICY, 3))
+    (tmp_path / ".snakemake/locks/0.output.lock").unlink()
+    holding = "import sys; from pathlib import Path; from usbpo import lifetime\n"
+    holding += "lifetime.hold_names(Path(sys.argv[1]), sys.argv[2:]); print('held', flush=True); input()"
+    names = [str(run.path(layout.RUN)) for run in (held, waiting)]
+    words = [sys.executable, "-c", holding, str(tmp_path), *names]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        for _ in range(2):
+            said = [found.at_work for found in status.read_status(tmp_path)]
+            assert said == ["policy 3", "waiting", "stopped in policy 3"]
+        process.kill()
+    assert {found.at_work for found in status.read_status(tmp_path)} == {"stopped in policy 3"}
+
+
+def test_of_a_held_run_the_stage_that_was_begun_last_counts(tmp_path: Path) -> None:
+    for age, (template, cycle) in enumerate([(layout.EVALUATION, 2), (layout.MODEL, 3), (layout.POLICY, 2)]):
+        path = RUN.path(template, cycle)
+        snakemake_at_work(tmp_path, path)
+        mark = tmp_path / ".snakemake/incomplete" / urlsafe_b64encode(str(path).encode()).decode()
+        os.utime(mark, (time.time() - age, time.time() - age))
+    assert status.stages_at_work(tmp_path, 0.0) == {RUN: ("phase2", 3)}
+
+
+def test_a_run_of_a_snakemake_without_locks_is_at_work(tmp_path: Path) -> None:
+    words = command(tmp_path, "runs", "--nolock", "--cores", "1", "--config", f"only=[{MBPO}]")
+    with subprocess.Popen(
+        words, env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            at_work = "at work"
+            wait_for(lambda: at_work in [found.state for found in status.read_status(tmp_path)], 300, "a stage")
+            assert not list((tmp_path / ".snakemake/locks").glob("*.lock"))
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+    assert [found.state for found in status.read_status(tmp_path)] == ["stopped"]
 
 
 def test_a_stopped_run_tells_where_and_how_its_log_ends(tmp_path: Path) -> None:

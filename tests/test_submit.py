@@ -185,9 +185,12 @@ def test_runs_in_the_queue_are_left_alone(workspace: Path, slurm: Path, run: Run
     run(workspace, path, slurm=slurm)
     scripts = sorted((workspace / SCRIPTS).glob("*.sh"))
     usbpo = next(script for script in scripts if "test-usbpo" in script.name)
-    (slurm / "queue").write_text(f"41|1|usbpo-test-pendulum-test-usbpo|{usbpo}\n7|N/A|else|/else/where.sh\n")
+    (slurm / "queue").write_text(
+        f"41|1|usbpo-test-pendulum-test-usbpo|Resources|{usbpo}\n7|N/A|else|None|/else/where.sh\n"
+    )
     done = run(workspace, path, slurm=slurm)
-    assert "In the queue already, with 1 runs: 41." in done.said
+    assert "In the queue already, with 1 run: 41. A job keeps the options it was given." in done.said
+    assert "cannot start" not in done.said
     first, second, results = submitted(slurm)[3:]
     assert submit.runs_of(first) == [["test-pendulum/test-usbpo/seed-0"]]
     assert submit.runs_of(second) == [[f"test-pendulum/test-mbpo/seed-{seed}"] for seed in (0, 1)]
@@ -238,6 +241,18 @@ def test_time_limits_are_read_as_slurm_writes_them(
             ("--partition", "none-such"),
             "--partition none-such: the cluster has no such partition; it has endless, long, short.",
         ),
+        (
+            ("--time", "1:01:00"),
+            "--time 1:01:00: the partition allows 1 h 00 min; give no more than that, or a --partition that allows it.",
+        ),
+        *(
+            (
+                ("--time", time),
+                f"--time {time} is too short, since a job is interrupted 2 minutes before its limit; give 5 minutes or "
+                "more.",
+            )
+            for time in ("1", "4:59", "00:04:30")
+        ),
     ],
 )
 def test_bad_requests_end_in_a_sentence(
@@ -247,7 +262,48 @@ def test_bad_requests_end_in_a_sentence(
     assert done.code == 1
     assert done.said == f"usbpo submit: {sentence}\n"
     assert submitted(slurm) == []
-    assert not (workspace / SCRIPTS).exists()
+    assert list(workspace.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [("--partition", "long"), ("--partition", "endless"), ()])
+def test_a_time_that_the_partition_allows_is_taken(
+    options: tuple[str, ...], workspace: Path, slurm: Path, run: Run
+) -> None:
+    time = "1-00:00" if options else "1:00:00"
+    assert run(workspace, str(EXPERIMENT), "--time", time, *options, slurm=slurm).code == 0
+    assert directives(submitted(slurm)[0])["time"] == time
+
+
+def test_a_job_that_can_never_start_is_told_with_its_cure(workspace: Path, slurm: Path, run: Run) -> None:
+    run(workspace, str(EXPERIMENT), slurm=slurm)
+    scripts = sorted(path for path in (workspace / SCRIPTS).glob("*.sh") if "results" not in path.name)
+    (slurm / "queue").write_text("".join(f"4{n}|0|name|PartitionConfig|{path}\n" for n, path in enumerate(scripts)))
+    done = run(workspace, str(EXPERIMENT), "--no-results", "--cores", "2", slurm=slurm)
+    assert done.said.splitlines() == [
+        "In the queue already, with 2 runs: 40, 41. A job keeps the options it was given.",
+        *(
+            f"Job {number} cannot start: PartitionConfig, which does not end by itself. To change its options, "
+            f"scancel {number} first, then type this again."
+            for number in (40, 41)
+        ),
+    ]
+    assert len(submitted(slurm)) == 3, "and nothing more"
+
+
+def test_of_two_that_submit_at_once_the_second_finds_the_jobs_of_the_first(workspace: Path, slurm: Path) -> None:
+    """An `sbatch` that takes its time and puts jobs into the queue; both look into it before the first has ended."""
+    said = f'{SBATCH}name=$(basename "$2")\necho "50|0|$name|Resources|$2" >> {{folder}}/queue\nsleep 1\n'
+    (slurm / "sbatch").write_text(said.format(folder=shlex.quote(str(slurm))))
+    variables = environment() | {"PATH": f"{slurm}:{BIN}:{os.environ['PATH']}"}
+    words = [str(BIN / "usbpo"), "submit", str(EXPERIMENT), "--no-results"]
+    both = [
+        subprocess.Popen(words, cwd=workspace, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert len(submitted(slurm)) == 2, "one job for each of the two runs"
+    assert sorted("In the queue already" in out for out, _ in told) == [False, True]
 
 
 def test_what_slurm_refuses_is_said_in_its_words(workspace: Path, slurm: Path, run: Run) -> None:
@@ -260,8 +316,10 @@ def test_what_slurm_refuses_is_said_in_its_words(workspace: Path, slurm: Path, r
 def test_a_machine_without_slurm_is_told_and_can_show_the_scripts(workspace: Path, run: Run) -> None:
     done = run(workspace, str(EXPERIMENT))
     assert (done.code, done.said.count("\n")) == (1, 1)
-    assert "squeue: there is no such command" in done.said
+    assert "sinfo: there is no such command" in done.said
     shown = run(workspace, str(EXPERIMENT), "--dry-run", "--time", "30")
     assert shown.code == 0, shown.said
     assert shown.said.count("#!/bin/bash") == 3
+    assert "#SBATCH --dependency=afterok:usbpo-test-pendulum-test-usbpo:usbpo-test-pendulum-test-mbpo\n" in shown.said
+    assert shown.said.count("# In place of names sbatch wants the numbers of these jobs, which it prints") == 1
     assert not (workspace / SCRIPTS).exists(), "a dry run writes nothing"

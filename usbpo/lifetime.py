@@ -6,10 +6,12 @@ import hashlib
 import os
 import select
 import signal
+import struct
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from usbpo.errors import UsbpoError
@@ -19,6 +21,12 @@ OWNER = "USBPO_OWNER"
 
 POLL_SECONDS = 0.5
 """How often an owner is looked at where the system cannot tell us that it has ended."""
+
+NAMES = Path(".snakemake/usbpo-names.lock")
+"""The file of which each held name is a locked byte"""
+
+_FLOCK = "hhqqi0q" if sys.platform == "linux" else "qqihh"
+"""C's `struct flock`: type, whence, start, length, process; on macOS start, length, process, type, whence."""
 
 _workspaces: list[int] = []  # descriptors of held locks: open, hence locked, for as long as this process lives
 _watched: set[str] = set()  # owners whose end is this process's; the threads that watch them do not survive a fork
@@ -171,20 +179,74 @@ def hold_names(folder: Path, names: Iterable[str]) -> None:
     Raises:
         UsbpoError: another process holds one of them, or the folder cannot be written.
     """
-    path = folder / ".snakemake" / "usbpo-names.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # stays open: closing it would let all go
-    except OSError as error:
-        raise UsbpoError(f"{path}: cannot be written ({error.strerror}); mend its permissions.") from error
+    descriptor = _lock_file(folder / NAMES)  # stays open: closing it would let all go
     for name in sorted(names):
-        place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place_of(name))
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise UsbpoError(f"{name}: another Snakemake is at work on it; wait until that ends.") from error
             return  # no locks here
+
+
+def held_names(folder: Path, names: Iterable[str]) -> set[str]:
+    """Those of `names` that other processes, on whatever machine, hold in `folder`; none where there are no locks.
+
+    Asks and locks nothing, so that a Snakemake that begins meanwhile is not refused. Not for a process that holds names
+    itself: it would let them go, as whoever closes a file gives up all its locks on it.
+    """
+    try:
+        descriptor = os.open(folder / NAMES, os.O_RDONLY)
+    except OSError:
+        return set()  # nobody has ever held one
+    try:
+        return {name for name in names if _is_held(descriptor, _place_of(name))}
+    except OSError:
+        return set()
+    finally:
+        os.close(descriptor)
+
+
+def _is_held(descriptor: int, place: int) -> bool:
+    """Whether another process has locked the byte at `place`.
+
+    Raises:
+        OSError: the file system knows no locks.
+    """
+    linux = sys.platform == "linux"
+    asked = (fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0) if linux else (place, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
+    answer = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(_FLOCK, *asked)))
+    return bool(answer[0 if linux else 3] != fcntl.F_UNLCK)
+
+
+def _place_of(name: str) -> int:
+    """The byte that stands for a name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Wait, before the block, for whoever else is in one with the same file, on whatever machine; not without locks.
+
+    Raises:
+        UsbpoError: the file cannot be written.
+    """
+    descriptor = _lock_file(path)
+    try:
+        with suppress(OSError):
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_file(path: Path) -> int:
+    """A descriptor of a file that is there to be locked; made where it is not there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UsbpoError(f"{path}: cannot be written ({error.strerror}); mend its permissions.") from error
 
 
 def _is_alone(descriptor: int) -> bool:

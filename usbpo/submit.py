@@ -17,7 +17,7 @@ from math import ceil
 from pathlib import Path
 
 import usbpo
-from usbpo import layout
+from usbpo import layout, lifetime
 from usbpo.errors import UsbpoError
 from usbpo.files import write_text
 from usbpo.plan import Plan
@@ -41,10 +41,19 @@ START = 600
 """Seconds for all that has no estimate: imports on a slow file system, a node that is busy with other jobs"""
 WARNING = 120
 """Seconds before its time limit at which a job is interrupted, so that it begins no further stage"""
+SHORTEST = 5
+"""Minutes that a job needs at least: to start, to do something, and to end after the interruption"""
+TURN = Path(".snakemake/usbpo-submit.lock")
+"""Locked from the look into the queue to the last `sbatch`, so that two people do not submit the same"""
 RUNS = "runs=("
 """The line of a script after which each line names the runs of a task of the array, up to `)`"""
 
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
+_NEVER = re.compile(
+    r"PartitionConfig|PartitionTimeLimit|BadConstraints|Invalid(Account|QOS)|DependencyNeverSatisfied|"
+    r"(Assoc|QOS)\w*Per(Job|Node)\w*|QOSMin\w+"
+)
+"""Reasons of Slurm's for a job to wait that do not end by themselves"""
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ def submit(plan: Plan, workspace: Workspace, request: Request, dry_run: bool) ->
     """Write a batch script for each task and method that has unfinished runs, and hand it to `sbatch`.
 
     Runs that are in the queue already are left alone. A last job draws the results once all others have ended well.
+    Who submits in the same folder meanwhile waits, and then finds these jobs in the queue.
 
     Args:
         dry_run: print the scripts instead.
@@ -115,9 +125,40 @@ def submit(plan: Plan, workspace: Workspace, request: Request, dry_run: bool) ->
     Raises:
         UsbpoError: there is no Slurm here, it refuses a job, or a request cannot be met.
     """
-    if request.time is not None and not _TIME.fullmatch(request.time):
-        raise UsbpoError(f"--time {request.time} is no time limit; give minutes, HH:MM:SS or DAYS-HH:MM.")
-    queued = [] if dry_run else queue(workspace.folder)
+    if request.time is not None:
+        check_time(request.time)
+    if dry_run:
+        _submit(plan, workspace, request, None, [], dry_run)
+        return
+    limit = time_limit(request.partition)
+    if request.time is not None and limit is not None and _minutes(request.time) > limit:
+        raise UsbpoError(
+            f"--time {request.time}: the partition allows {duration(60 * limit)}; give no more than that, or a "
+            "--partition that allows it."
+        )
+    with lifetime.in_turn(workspace.folder / TURN):
+        _submit(plan, workspace, request, limit, queue(workspace.folder), dry_run)
+
+
+def check_time(time: str) -> None:
+    """Refuse what is no time limit of Slurm's, and one that is too short for a job to do anything.
+
+    Raises:
+        UsbpoError: it is one of these.
+    """
+    if not _TIME.fullmatch(time):
+        raise UsbpoError(f"--time {time} is no time limit; give minutes, HH:MM:SS or DAYS-HH:MM.")
+    if _minutes(time) < SHORTEST:
+        raise UsbpoError(
+            f"--time {time} is too short, since a job is interrupted {WARNING // 60} minutes before its limit; give "
+            f"{SHORTEST} minutes or more."
+        )
+
+
+def _submit(
+    plan: Plan, workspace: Workspace, request: Request, limit: int | None, queued: Sequence["Queued"], dry_run: bool
+) -> None:
+    """What `submit` does, with the partition's time limit in minutes and the jobs that are in the queue."""
     names = {run.name for run in plan.cycles}
     busy = {run for job in queued for run in job.runs} & names
     submitted = sorted({job.number for job in queued if names & set(job.runs)}, key=int)
@@ -128,18 +169,26 @@ def submit(plan: Plan, workspace: Workspace, request: Request, dry_run: bool) ->
         if run.name not in busy and (request.everything or not files_of(run, root).issuperset(plan.kept(run, root)))
     ]
     if busy:
-        print(f"In the queue already, with {len(busy)} runs: {', '.join(submitted)}.")
+        number = "1 run" if len(busy) == 1 else f"{len(busy)} runs"
+        print(f"In the queue already, with {number}: {', '.join(submitted)}. A job keeps the options it was given.")
+    stuck = {job.number: job.reason for job in queued if names & set(job.runs) and _NEVER.fullmatch(job.reason)}
+    for number, reason in stuck.items():
+        print(
+            f"Job {number} cannot start: {reason}, which does not end by itself. To change its options, "
+            f"scancel {number} first, then type this again."
+        )
     name = f"usbpo-{plan.experiment.experiment}-results"
     drawn = all((root / path).is_file() for path in plan.result_files())
     draws = request.results and (bool(waiting) or not drawn)
     draws = draws and (bool(waiting) or all(job.name != name for job in queued))
     if not waiting and not draws:
-        print(
-            "Nothing is left to submit. Whether changed keys or code make files anew, `snakemake -n` says; then --all."
-        )
+        if not stuck:
+            print(
+                "Nothing is left to submit. Whether changed keys or code make files anew, `snakemake -n` says; then "
+                "--all."
+            )
         return
     lines = estimate(plan, root, request.everything)
-    limit = None if dry_run else time_limit(request.partition)
     for line in lines:
         runs = [run.name for run in waiting if (run.task, run.method) == (line.task, line.method)]
         if runs:
@@ -148,7 +197,9 @@ def submit(plan: Plan, workspace: Workspace, request: Request, dry_run: bool) ->
             submitted.append(_submitted(f"usbpo-{line.task}-{line.method}", script, root, dry_run))
     jobs = sum(line.jobs for line in lines)
     if draws:
-        _submitted(name, last(name, plan, jobs, workspace, request, submitted), root, dry_run)
+        note = "# In place of names sbatch wants the numbers of these jobs, which it prints when they are submitted."
+        script = last(name, plan, jobs, workspace, request, submitted, note if dry_run else "")
+        _submitted(name, script, root, dry_run)
 
 
 # ---- scripts -----------------------------------------------------------------------------------------------------
@@ -195,11 +246,16 @@ def pilot(
     )
 
 
-def last(name: str, plan: Plan, jobs: int, workspace: Workspace, request: Request, after: Sequence[str]) -> str:
+def last(
+    name: str, plan: Plan, jobs: int, workspace: Workspace, request: Request, after: Sequence[str], note: str = ""
+) -> str:
     """The batch script of the job that draws the results once the jobs `after` have ended well.
 
     Snakemake draws them, and makes what may be missing; where it would hold very many jobs to find out that nothing is,
     they are drawn without it.
+
+    Args:
+        note: a comment on `after`, if they are any.
     """
     many = jobs * PLANNED_BYTES > MANY_BYTES
     memory = RESULTS_OF_MANY if many else RESULTS + snakemake_megabytes(jobs)
@@ -214,7 +270,8 @@ def last(name: str, plan: Plan, jobs: int, workspace: Workspace, request: Reques
     options = plan.result_params()
     words += ["--output", layout.RESULTS.format(experiment=experiment), "--runs", *options["runs"]]
     words += ["--returns", *options["returns"]] if options["returns"] else []
-    return "\n".join([*_directives(head), f"exec {shlex.join(words)}" if many else workspace.command("all", 1), ""])
+    command = f"exec {shlex.join(words)}" if many else workspace.command("all", 1)
+    return "\n".join([*_directives(head), *([note] if note and after else []), command, ""])
 
 
 def snakemake_megabytes(jobs: float) -> int:
@@ -275,6 +332,8 @@ class Queued:
     name: str
     runs: Sequence[str]
     """None where it draws results"""
+    reason: str = ""
+    """Why it waits, in Slurm's words"""
 
 
 def queue(folder: Path) -> list[Queued]:
@@ -284,12 +343,12 @@ def queue(folder: Path) -> list[Queued]:
         UsbpoError: there is no Slurm here, or it does not answer.
     """
     found = []
-    for line in _said("squeue", "--me", "--array", "--noheader", "--format=%F|%K|%j|%o").splitlines():
-        number, index, name, command = (word.strip() for word in line.split("|", 3))
+    for line in _said("squeue", "--me", "--array", "--noheader", "--format=%F|%K|%j|%r|%o").splitlines():
+        number, index, name, reason, command = (word.strip() for word in line.split("|", 4))
         script = Path(command)
         if script.parent == (folder / SCRIPTS).resolve() and script.is_file():
             runs = runs_of(script.read_text(encoding="utf-8"))
-            found.append(Queued(number, name, runs[int(index)] if runs else ()))
+            found.append(Queued(number, name, runs[int(index)] if runs else (), reason))
     return found
 
 

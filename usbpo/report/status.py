@@ -22,7 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from usbpo import layout
+from usbpo import layout, lifetime
 from usbpo.errors import UsbpoError
 from usbpo.files import read_json, write_json
 
@@ -169,8 +169,14 @@ def read_status(root: Path, targets: Mapping[Run, Target] | None = None) -> list
     """
     runs = {Run(*names) for names in layout.runs_on_disk(root)} | set(targets or ())
     known = read_targets(root) if targets is None else targets
-    working = stages_at_work(root)
-    return [read_run(root, run, known.get(run), working) for run in sorted(runs)]
+    held = lifetime.held_names(root, (str(run.path(layout.RUN)) for run in runs))
+    locked = snakemake_started(root)
+    working = stages_at_work(root, locked or 0.0) if held or locked is not None else {}
+
+    def of(run: Run) -> Mapping[Run, tuple[str, int]] | None:
+        return working if locked is not None or str(run.path(layout.RUN)) in held else None
+
+    return [read_run(root, run, known.get(run), of(run)) for run in sorted(runs)]
 
 
 def _has_policy(root: Path, run: Run, cycle: int) -> bool:
@@ -184,7 +190,7 @@ def read_run(
     target: Target | None = None,
     working: Mapping[Run, tuple[str, int]] | None = None,
 ) -> RunStatus:
-    """Where one run stands; `working`, from `stages_at_work`, is None where no Snakemake is at work in `root`."""
+    """Where one run stands; `working`, from `stages_at_work`, is None where no Snakemake is at work on it."""
     cycles = _cycles(root, run)
     done = next((cycle for cycle in reversed(cycles) if _has_policy(root, run, cycle)), None)
     evaluation, note = _newest_evaluation(root, run, cycles)
@@ -285,16 +291,14 @@ def benchmark_seconds(path: Path) -> float | None:
         return None
 
 
-def stages_at_work(root: Path) -> dict[Run, tuple[str, int]] | None:
-    """The stage and cycle at which each run is; None if no Snakemake is at work in `root`.
+def stages_at_work(root: Path, started: float) -> dict[Run, tuple[str, int]]:
+    """The stage and cycle at which each run is, by what was begun after `started`, seconds since 1970.
 
     Snakemake marks each output that it has begun in .snakemake/incomplete, under a name that is the path in base64.
-    A mark that is older than the locks of the Snakemake at work was left by one that was killed.
+    A mark that is older than the locks of the Snakemake at work was left by one that was killed. One with `--nolock`
+    tells no such time; of its run the newest mark counts, and what was left over is what it makes first.
     """
-    started = snakemake_started(root)
-    if started is None:
-        return None
-    found: dict[Run, tuple[str, int]] = {}
+    found: dict[Run, tuple[bool, float, str, int]] = {}
     incomplete = root / ".snakemake" / "incomplete"
     for folder, _, names in os.walk(incomplete):
         # A path too long for one name is cut into folders, each marked with "@".
@@ -302,17 +306,19 @@ def stages_at_work(root: Path) -> dict[Run, tuple[str, int]] | None:
         for name in names:
             try:
                 path = urlsafe_b64decode("".join([*before, name])).decode()
-                recent = os.stat(os.path.join(folder, name)).st_mtime >= started
+                begun = os.stat(os.path.join(folder, name)).st_mtime
             except (OSError, ValueError):
                 continue  # the stage has just ended, or this is no mark
             mark = _stage_of(path)
-            if recent and mark and (mark[0] not in found or found[mark[0]][0] == "evaluate"):
-                found[mark[0]] = mark[1], mark[2]  # evaluations run beside the cycles and matter less
-    return found
+            if mark and begun >= started:
+                run, stage, cycle = mark
+                newer = stage != "evaluate", begun, stage, cycle  # evaluations run beside the cycles and matter less
+                found[run] = max(found.get(run, newer), newer)
+    return {run: (stage, cycle) for run, (_, _, stage, cycle) in found.items()}
 
 
 def snakemake_started(root: Path) -> float | None:
-    """When the Snakemake at work in `root` took its locks, seconds since 1970; None if none is at work."""
+    """When the Snakemake at work in `root` took its locks, seconds since 1970; None where none has taken any."""
     try:
         times = [path.stat().st_mtime for path in (root / ".snakemake" / "locks").glob("*.lock")]
     except OSError:

@@ -267,6 +267,8 @@ def begin():
         return
     from usbpo import client, worker
 
-    os.environ.update(USBPO_WORKER=worker.start(OWNER))
-    if not workflow.deployment_settings.deployment_method:  # else jobs have a `usbpo` in an environment of their own
+    socket = worker.start(OWNER)
+    os.environ.update(USBPO_WORKER=socket)
+    # Where jobs have an environment of their own, `usbpo` is that one's; without a worker it is what the user's shell has.
+    if socket and not workflow.deployment_settings.deployment_method:
         os.environ.update(client.shell_function())
