@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -492,6 +494,20 @@ def test_what_the_configuration_has_left_behind_is_told(first: Path, tmp_path: P
     change(here / "config/algorithms/test-mbpo.yaml", evaluate={"episodes": 3})
     said = usbpo(here, "publish", "--no-push", "test-pendulum/test-mbpo")
     assert f"{MBPO}: what 4 of its jobs made has other parameters or code than there are here now" in said
+
+
+def test_a_run_at_which_a_snakemake_without_locks_works_is_not_published(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    code = "import sys; from pathlib import Path; from usbpo import lifetime\n"
+    code += "lifetime.hold_names(Path(), sys.argv[1:]); print(flush=True); input()"
+    words = [sys.executable, "-c", code, RUN]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=here) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        said = usbpo(here, "publish", fails=True)
+        holder.communicate("\n")
+    assert f"{RUN}: a Snakemake is at work on it; publish when it has ended." in said
+    assert "nothing new" in usbpo(here, "publish", "--no-push")
 
 
 def test_what_snakemake_has_not_finished_is_not_published(first: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from usbpo import config, layout, provenance
+from usbpo import config, layout, lifetime, provenance
 from usbpo.errors import UsbpoError
 from usbpo.files import write_text
 from usbpo.plan import Plan, Run, experiment_file
@@ -53,7 +53,8 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
             work, there is no DVC repository or remote, or DVC fails.
     """
     plans, runs = _chosen(words, root)
-    _check(root, push, remote)
+    drawn = {plan: layout.RESULTS.format(experiment=plan.experiment.experiment) for plan in plans}
+    _check(root, [*(run.folder for run in runs), *drawn.values()], push, remote)
     said = provenance.restore(root)  # where Snakemake has not been since the pull
     folders: dict[str, Files] = {}
     left_out = []
@@ -66,8 +67,7 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
         else:
             left_out.append(f"{run.name}: {why or 'nothing of it is finished'}")
     published = {name for files in folders.values() for name in files.here}
-    for plan in plans:
-        name = layout.RESULTS.format(experiment=plan.experiment.experiment)
+    for plan, name in drawn.items():
         files, why = _results(plan, name, root, published)
         if files:
             folders[name] = files
@@ -132,10 +132,12 @@ def _experiment(word: str | None) -> Plan | None:
     return Plan.named(str(file))
 
 
-def _check(root: Path, push: bool, remote: str | None) -> None:
+def _check(root: Path, folders: Iterable[str], push: bool, remote: str | None) -> None:
     """Refuse what could not be finished, before anything is done."""
     if snakemake_started(root) is not None:
         raise UsbpoError(f"{root}: a Snakemake is at work here; publish when it has ended.")
+    for folder in sorted(lifetime.held_names(root, folders)):  # one with --nolock
+        raise UsbpoError(f"{folder}: a Snakemake is at work on it; publish when it has ended.")
     listed = _dvc(root, "remote", "list")
     if not listed or not push:
         _dvc(root, "root")  # no repository is the greater fault
