@@ -130,6 +130,14 @@ def test_the_command_of_a_job_is_one_that_snakemake_understands(workspace: Path,
     assert re.search(r"^runs +1$", done.stdout, flags=re.MULTILINE)
 
 
+def test_runs_that_need_a_gpu_get_one(workspace: Path, slurm: Path, run: Run) -> None:
+    (workspace / "config/algorithms").mkdir(parents=True)
+    (workspace / "config/algorithms/on-gpu.yaml").write_text("base: test-mbpo\ndevice: cuda\n")
+    run(workspace, experiment(workspace, methods=["test-mbpo", "on-gpu"]), slurm=slurm)
+    assert ["gpus" in directives(script) for script in submitted(slurm)] == [False, True, False]
+    assert directives(submitted(slurm)[1])["gpus"] == "1"
+
+
 def test_what_is_asked_for_takes_the_place_of_what_is_worked_out(workspace: Path, slurm: Path, run: Run) -> None:
     options = ("--cores", "3", "--partition", "long", "--time", "1-00:00", "--no-results")
     run(workspace, str(EXPERIMENT), *options, slurm=slurm)

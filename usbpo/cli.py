@@ -341,7 +341,9 @@ def submit(
     cores: Annotated[
         int | None, typer.Option(help="Cores of a job; as many as it has runs without it.", min=1, show_default=False)
     ] = None,
-    gpus: Annotated[int, typer.Option(help="GPUs of a job.", min=0)] = 0,
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs of a job; one for `device: cuda` without it.", min=0, show_default=False)
+    ] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm's partition; its default without it.")] = None,
     time: Annotated[
         str | None, typer.Option(help="Time limit of a job as Slurm writes it; twice the estimate without it.")

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -63,8 +63,8 @@ class Request:
     runs_per_job: int = 1
     cores: int | None = None
     """Of a job; as many as it has runs where it is None"""
-    gpus: int = 0
-    """Of a job"""
+    gpus: int | None = None
+    """Of a job; one where it is None and the runs can be computed on nothing else (`device: cuda`)"""
     partition: str | None = None
     time: str | None = None
     everything: bool = False
@@ -159,9 +159,9 @@ def _submit(
     plan: Plan, workspace: Workspace, request: Request, limit: int | None, queued: Sequence["Queued"], dry_run: bool
 ) -> None:
     """What `submit` does, with the partition's time limit in minutes and the jobs that are in the queue."""
-    names = {run.name for run in plan.cycles}
-    busy = {run for job in queued for run in job.runs} & names
-    submitted = sorted({job.number for job in queued if names & set(job.runs)}, key=int)
+    own = {run.name for run in plan.cycles}
+    busy = {run for job in queued for run in job.runs} & own
+    submitted = sorted({job.number for job in queued if own & set(job.runs)}, key=int)
     root = workspace.folder
     waiting = [
         run
@@ -171,7 +171,7 @@ def _submit(
     if busy:
         number = "1 run" if len(busy) == 1 else f"{len(busy)} runs"
         print(f"In the queue already, with {number}: {', '.join(submitted)}. A job keeps the options it was given.")
-    stuck = {job.number: job.reason for job in queued if names & set(job.runs) and _NEVER.fullmatch(job.reason)}
+    stuck = {job.number: job.reason for job in queued if own & set(job.runs) and _NEVER.fullmatch(job.reason)}
     for number, reason in stuck.items():
         print(
             f"Job {number} cannot start: {reason}, which does not end by itself. To change its options, "
@@ -190,10 +190,12 @@ def _submit(
         return
     lines = estimate(plan, root, request.everything)
     for line in lines:
-        runs = [run.name for run in waiting if (run.task, run.method) == (line.task, line.method)]
+        runs = [run for run in waiting if (run.task, run.method) == (line.task, line.method)]
         if runs:
-            sets = [runs[i : i + request.runs_per_job] for i in range(0, len(runs), request.runs_per_job)]
-            script = pilot(line, sets, workspace, request, limit)
+            names = [run.name for run in runs]
+            sets = [names[i : i + request.runs_per_job] for i in range(0, len(names), request.runs_per_job)]
+            gpus = int(runs[0].config.device == "cuda") if request.gpus is None else request.gpus
+            script = pilot(line, sets, workspace, replace(request, gpus=gpus), limit)
             submitted.append(_submitted(f"usbpo-{line.task}-{line.method}", script, root, dry_run))
     jobs = sum(line.jobs for line in lines)
     if draws:
