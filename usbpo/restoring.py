@@ -3,12 +3,13 @@
 Snakemake runs every reader of a file that it makes again, and all that follows, whatever the file's bytes turn out to
 be; `ancient()` changes nothing about that where the file was missing when it planned. So the readers that stand, and
 need not run, are not shown who makes the files that they miss (`before_update()` in the rules). When all is done, the
-checksums of what was made are compared with those that the readers have read (`read_otherwise`).
+checksums of what was made are compared with those that the readers have read (`read_otherwise`). Where readers have
+read different contents of a file, so that it was spoilt for some of them, all of them run.
 """
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,14 +57,42 @@ def restoring(plan: Plan, records: Records, named: Collection[str] = (), root: P
         if not there:
             results = False
             continue
+        jobs = _jobs(run, cycles)
         changed = changed_jobs(run, cycles, there, records)
-        to_run = jobs_to_run(run, cycles, wanted, there, changed)
-        again = Again(to_run, {path for stage, cycle in to_run for path in run.jobs(cycle)[stage]})
-        if any(again.hides(path, job) for job in _jobs(run, cycles) for path in run.inputs(*job)):
-            found[run.name] = again
+        again = _again(jobs, jobs_to_run(run, cycles, wanted, there, changed))
+        while _is_hiding(again, run, jobs):
+            spoilt = disputed(again.made, jobs, records)
+            more = {job for job in again.jobs - changed if not spoilt.isdisjoint(jobs[job])}
+            if not more:
+                found[run.name] = again
+                break
+            changed |= more
+            again = _again(jobs, jobs_to_run(run, cycles, wanted, there, changed))
         for_results |= again.made
         results &= not changed
     return Restored(found, for_results.intersection(plan.result_inputs(root)) if results else set())
+
+
+def _again(jobs: Mapping[Job, list[str]], to_run: set[Job]) -> Again:
+    return Again(to_run, {path for job in to_run for path in jobs[job]})
+
+
+def _is_hiding(again: Again, run: Run, jobs: Iterable[Job]) -> bool:
+    return any(again.hides(path, job) for job in jobs for path in run.inputs(*job))
+
+
+def disputed(paths: Collection[str], jobs: Mapping[Job, list[str]], records: Records) -> set[str]:
+    """Those of the paths that jobs have read with different contents: some of them with one that nobody made.
+
+    A job that fails keeps its earlier record.
+    """
+    read = defaultdict(set)
+    for made in jobs.values():
+        record = next(filter(None, map(records, made)), None)
+        for path, digits in (getattr(record, "input_checksums", None) or {}).items():
+            if digits and path in paths:
+                read[path].add(digits.removeprefix("sha256:"))
+    return {path for path, contents in read.items() if len(contents) > 1}
 
 
 def results_stand(plan: Plan, records: Records, root: Path = Path()) -> bool:
