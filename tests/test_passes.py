@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import architectures
 from torch import Tensor
 from workflow_tools import REPO
 
@@ -21,15 +22,7 @@ import plain_model  # type: ignore[import-not-found]
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-5}
 """Relative, and times the largest entry; torch's own softplus leaves out what is below 2e-9."""
 
-networks = st.builds(
-    Architecture,
-    obs_dim=st.integers(1, 9),
-    act_dim=st.integers(1, 3),
-    members=st.integers(1, 5),
-    elites=st.just(1),
-    hidden_layers=st.integers(1, 4),
-    hidden_size=st.integers(1, 24),
-)
+networks = architectures(24)
 dtypes = st.sampled_from([torch.float64, torch.float32])
 seeds = st.integers(0, 1000)
 

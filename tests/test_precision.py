@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import architectures
 from torch import Tensor
 from torch.nn.functional import hardswish
 from workflow_tools import FOLDERS, REPO
@@ -42,15 +43,7 @@ SLOPE, CURVATURE = 1.1, 0.5
 FLOAT32 = 1e-5
 """What sums in float32 may add, as a share of the sum of magnitudes."""
 
-networks = st.builds(
-    Architecture,
-    obs_dim=st.integers(1, 9),
-    act_dim=st.integers(1, 3),
-    members=st.integers(1, 5),
-    elites=st.just(1),
-    hidden_layers=st.integers(1, 4),
-    hidden_size=st.integers(1, 40),
-)
+networks = architectures(40)
 seeds = st.integers(0, 1000)
 
 

@@ -53,7 +53,7 @@ def leftovers(plan: Plan, others: Iterable[Plan], root: Path) -> list[Leftover]:
             of_run = layout.is_large(path) and path not in needed and int(path.split("/")[-2]) <= end
             if of_run or _is_broken_off(path):
                 found.append(Leftover(run.name, path, (root / path).stat().st_size))
-    results = layout.RESULTS.format(experiment=plan.experiment.experiment)
+    results = plan.results_folder
     for file in sorted((root / results).rglob("*")):
         if _is_broken_off(str(file)):
             found.append(Leftover(results, str(file.relative_to(root)), file.stat().st_size))

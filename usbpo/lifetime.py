@@ -22,6 +22,8 @@ OWNER = "USBPO_OWNER"
 POLL_SECONDS = 0.5
 """How often an owner is looked at where the system cannot tell us that it has ended."""
 
+WORKSPACE = Path(".snakemake/usbpo.lock")
+"""The file whose lock every Snakemake in a folder shares"""
 NAMES = Path(".snakemake/usbpo-names.lock")
 """The file of which each held name is a locked byte"""
 
@@ -115,7 +117,7 @@ def hold_workspace(folder: Path) -> bool:
     Raises:
         UsbpoError: the folder cannot be written.
     """
-    descriptor = _open_lock(folder)
+    descriptor = _lock_file(folder / WORKSPACE)
     state, removed = folder / ".snakemake", False
     try:
         if _is_alone(descriptor):
@@ -142,7 +144,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         UsbpoError: a Snakemake is at work there, the folder cannot be written, or its file system knows no locks.
     """
-    descriptor = _open_lock(folder)
+    descriptor = _lock_file(folder / WORKSPACE)
     try:
         try:
             alone = _is_alone(descriptor)
@@ -156,16 +158,6 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _open_lock(folder: Path) -> int:
-    """A descriptor of the file whose lock every Snakemake in `folder` shares."""
-    state = folder / ".snakemake"
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        return os.open(state / "usbpo.lock", os.O_RDWR | os.O_CREAT, 0o666)  # closed on exec, as all of Python's
-    except OSError as error:
-        raise UsbpoError(f"{state}: cannot be written ({error.strerror}); mend its permissions.") from error
 
 
 def hold_names(folder: Path, names: Iterable[str]) -> None:
@@ -244,9 +236,9 @@ def _lock_file(path: Path) -> int:
     """A descriptor of a file that is there to be locked; made where it is not there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # closed on exec, as all of Python's
     except OSError as error:
-        raise UsbpoError(f"{path}: cannot be written ({error.strerror}); mend its permissions.") from error
+        raise UsbpoError(f"{path.parent}: cannot be written ({error.strerror}); mend its permissions.") from error
 
 
 def _is_alone(descriptor: int) -> bool:

@@ -571,10 +571,14 @@ class Plan:
         """What the figures and tables are drawn from: evaluations, metrics and the rows of the theory, of all runs."""
         return [path for path in self.artifacts(root) if path.endswith((".json", "evaluation.h5", "theory.h5"))]
 
+    @property
+    def results_folder(self) -> str:
+        """Where the figures and tables lie."""
+        return layout.RESULTS.format(experiment=self.experiment.experiment)
+
     def result_files(self) -> list[str]:
         """The figures and tables."""
-        folder = layout.RESULTS.format(experiment=self.experiment.experiment)
-        return [f"{folder}/{name}" for name in FILES]
+        return [f"{self.results_folder}/{name}" for name in FILES]
 
     def result_params(self) -> dict[str, Any]:
         """What the figures and tables depend on beside their inputs: the code, and the options of `usbpo results`.

@@ -53,8 +53,7 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
             work, there is no DVC repository or remote, or DVC fails.
     """
     plans, runs = _chosen(words, root)
-    drawn = {plan: layout.RESULTS.format(experiment=plan.experiment.experiment) for plan in plans}
-    _check(root, [*(run.folder for run in runs), *drawn.values()], push, remote)
+    _check(root, [*(run.folder for run in runs), *(plan.results_folder for plan in plans)], push, remote)
     said = provenance.restore(root)  # where Snakemake has not been since the pull
     folders: dict[str, Files] = {}
     left_out = []
@@ -67,12 +66,12 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
         else:
             left_out.append(f"{run.name}: {why or 'nothing of it is finished'}")
     published = {name for files in folders.values() for name in files.here}
-    for plan, name in drawn.items():
-        files, why = _results(plan, name, root, published)
+    for plan in plans:
+        files, why = _results(plan, root, published)
         if files:
-            folders[name] = files
+            folders[plan.results_folder] = files
         else:
-            left_out.append(f"{name}: {why}")
+            left_out.append(f"{plan.results_folder}: {why}")
     if not folders:
         raise UsbpoError(f"nothing is published: {'; '.join(left_out)}; run snakemake first.")
 
@@ -82,7 +81,8 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
     of_git = ["dvc.lock" if folder in stages else f"{folder}.dvc" for folder in folders]
     try:
         for folder, files in folders.items():
-            new = _add(root, folder, files, tracked.get(folder), stages.get(folder), *prepared[folder])
+            entries, new = prepared[folder]
+            _add(root, folder, files.here, tracked.get(folder), stages.get(folder), entries)
             print(f"{folder}: {new or 'nothing'} new, {len(files.here)} files here")
         if push:
             _dvc(root, "push", *(("--remote", remote) if remote else ()), *folders)
@@ -183,7 +183,7 @@ def _made_otherwise(run: Run, files: Files, root: Path) -> list[str]:
     ]
 
 
-def _results(plan: Plan, folder: str, root: Path, published: Collection[str]) -> tuple[Files | None, str]:
+def _results(plan: Plan, root: Path, published: Collection[str]) -> tuple[Files | None, str]:
     """The results of an experiment; None where they are not complete, or drawn from what is not published, and why."""
     names = plan.result_files()
     records = provenance.records(root, names)
@@ -233,18 +233,9 @@ def _provenance_of(root: Path, folder: str, files: Files, tracked: Tracked | Non
 
 
 def _add(
-    root: Path,
-    folder: str,
-    files: Files,
-    tracked: Tracked | None,
-    stage: str | None,
-    entries: Mapping[str, Entry],
-    new: int,
-) -> int:
-    """Bring provenance and DVC's account of a folder up to date.
-
-    Returns: how many files are new or changed, the provenance apart.
-    """
+    root: Path, folder: str, here: frozenset[str], tracked: Tracked | None, stage: str | None, entries: dict[str, Entry]
+) -> None:
+    """Bring provenance and DVC's account of a folder up to date."""
     note = f"{folder}/{layout.PROVENANCE}"
     if (provenance.format_number(), entries) != provenance.read(root / note):
         provenance.write(root / note, entries)
@@ -252,8 +243,7 @@ def _add(
     if stage is not None:
         _dvc(root, "commit", "--force", stage)
     else:
-        _dvc(root, "add", *_targets(root, folder, files.here | {note}, tracked))
-    return new
+        _dvc(root, "add", *_targets(root, folder, here | {note}, tracked))
 
 
 def _configuration(plans: Iterable[Plan], runs: Iterable[Run], root: Path) -> list[str]:
@@ -351,11 +341,9 @@ def _dvc(root: Path, *arguments: str) -> str:
     """
     done = subprocess.run([sys.executable, "-P", "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True)
     if done.returncode:
-        lines = [line.removeprefix("ERROR: ").strip() for line in done.stderr.splitlines()]
-        errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-        said = errors or [line for line in lines if line and "Having any troubles" not in line]
-        conflict = (
-            " Take either side, commit it, run snakemake and publish again." if "merge conflict" in str(said) else ""
-        )
-        raise UsbpoError(f"dvc {arguments[0]}: {said[0] if said else 'it failed without a word.'}{conflict}")
+        lines = [line for line in done.stderr.splitlines() if line.strip() and "Having any troubles" not in line]
+        errors = [line for line in lines if line.startswith("ERROR: ")]
+        said = (errors or lines or ["it failed without a word."])[0].removeprefix("ERROR: ").strip()
+        cure = " Take either side, commit it, run snakemake and publish again." if "merge conflict" in said else ""
+        raise UsbpoError(f"dvc {arguments[0]}: {said}{cure}")
     return done.stdout

@@ -78,7 +78,7 @@ def _again(jobs: Mapping[Job, list[str]], to_run: set[Job]) -> Again:
 
 
 def _is_hiding(again: Again, run: Run, jobs: Iterable[Job]) -> bool:
-    return any(again.hides(path, job) for job in jobs for path in run.inputs(*job))
+    return bool(again.made) and any(again.hides(path, job) for job in jobs for path in run.inputs(*job))
 
 
 def disputed(paths: Collection[str], jobs: Mapping[Job, list[str]], records: Records) -> set[str]:
@@ -88,7 +88,7 @@ def disputed(paths: Collection[str], jobs: Mapping[Job, list[str]], records: Rec
     """
     read = defaultdict(set)
     for made in jobs.values():
-        record = next(filter(None, map(records, made)), None)
+        record = _record_of(made, records)
         for path, digits in (getattr(record, "input_checksums", None) or {}).items():
             if digits and path in paths:
                 read[path].add(digits.removeprefix("sha256:"))
@@ -98,7 +98,7 @@ def disputed(paths: Collection[str], jobs: Mapping[Job, list[str]], records: Rec
 def results_stand(plan: Plan, records: Records, root: Path = Path()) -> bool:
     """Whether the results of the experiment are there, and were drawn with its parameters from what it has now."""
     files = plan.result_files()
-    record = next(filter(None, map(records, files)), None)
+    record = _record_of(files, records)
     if record is None or not all((root / path).is_file() for path in files):
         return False
     same_inputs = sorted(record.input or ()) == sorted(plan.result_inputs(root))
@@ -119,7 +119,7 @@ def read_otherwise(
 
     def otherwise(outputs: Iterable[str], made: set[str]) -> set[str]:
         """Those of `made` that the job with these outputs has read with other bytes."""
-        record = next(filter(None, map(records, outputs)), None)
+        record = _record_of(outputs, records)
         sums = getattr(record, "input_checksums", None) or {}
         read = {path for path in made & sums.keys() if sums[path]}
         known.update({path: checksum(root / path) for path in read - known.keys()})
@@ -179,7 +179,7 @@ def changed_jobs(run: Run, cycles: int, there: Collection[str], records: Records
     """The jobs of which something stands, or is recorded, that was made with other parameters, code or inputs."""
     changed = set()
     for (stage, cycle), paths in _jobs(run, cycles).items():
-        record = next(filter(None, map(records, paths)), None)
+        record = _record_of(paths, records)
         if record is None:
             same = not any(path in there for path in paths)
         else:
@@ -198,6 +198,11 @@ def files_of(run: Run, root: Path) -> set[str]:
         below = os.path.relpath(place, root)
         found |= {f"{below}/{name}" for name in names}
     return found
+
+
+def _record_of(outputs: Iterable[str], records: Records) -> Any:
+    """The record of the job with these outputs, or None."""
+    return next(filter(None, map(records, outputs)), None)
 
 
 def _jobs(run: Run, cycles: int) -> dict[Job, list[str]]:

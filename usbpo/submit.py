@@ -17,7 +17,7 @@ from math import ceil
 from pathlib import Path
 
 import usbpo
-from usbpo import layout, lifetime
+from usbpo import lifetime
 from usbpo.errors import UsbpoError
 from usbpo.files import write_text
 from usbpo.plan import Plan
@@ -270,7 +270,7 @@ def last(
     experiment = plan.experiment.experiment
     words = [str(Path(sys.prefix) / "bin/usbpo"), "results", "--experiment", experiment]
     options = plan.result_params()
-    words += ["--output", layout.RESULTS.format(experiment=experiment), "--runs", *options["runs"]]
+    words += ["--output", plan.results_folder, "--runs", *options["runs"]]
     words += ["--returns", *options["returns"]] if options["returns"] else []
     command = f"exec {shlex.join(words)}" if many else workspace.command("all", 1)
     return "\n".join([*_directives(head), *([note] if note and after else []), command, ""])

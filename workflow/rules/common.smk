@@ -47,7 +47,7 @@ validate(config, "../schemas/experiment.schema.json", set_default=False)
 for run_config in PLAN.configurations():
     validate(run_config, "../schemas/run.schema.json", set_default=False)
 
-RESULTS = layout.RESULTS.format(experiment=PLAN.experiment.experiment)
+RESULTS = PLAN.results_folder
 
 # Stages end when the Snakemake that started them is gone; the logger shows how far each run is.
 OWNER = lifetime.identity()
