@@ -25,22 +25,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from usbpo import device as devices
-from usbpo import layout, sac, transitions
-from usbpo.config import RunConfig, load_run
-from usbpo.header import Header
-from usbpo.learner import learner_for
-from usbpo.optimizer import Params, moved
-from usbpo.plan import Run
-from usbpo.seeding import seed_sequence, torch_generator
+from usbpo.agent import sac
+from usbpo.agent.choice import learner_for
+from usbpo.artifacts import layout, transitions
+from usbpo.artifacts.header import Header
+from usbpo.artifacts.transitions import Transitions
+from usbpo.environments.tasks import Simulator
+from usbpo.experiment.config import RunConfig, load_run
+from usbpo.experiment.plan import Run
+from usbpo.numerics import device as devices
+from usbpo.numerics.optimizer import Params, moved
+from usbpo.numerics.seeding import seed_sequence, torch_generator
 from usbpo.stages.collect import Actor, Collector, random_actor, stochastic_actor
 from usbpo.stages.evaluate import evaluate_episode
 from usbpo.stages.phase1 import phase1
 from usbpo.stages.phase2 import phase2
 from usbpo.stages.policy import Replay, pack_rows, take_updates
 from usbpo.stages.rollout import rollout
-from usbpo.tasks import Simulator
-from usbpo.transitions import Transitions
 
 FOLDERS = (Path(__file__).resolve().parents[1] / "config",)
 EVALUATED = 3

@@ -31,13 +31,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from usbpo import blocks, layout
-from usbpo.config import load_run
-from usbpo.files import write_text
-from usbpo.plan import Run
+from usbpo.artifacts import blocks, layout
+from usbpo.artifacts.files import write_text
+from usbpo.environments.tasks import Simulator
+from usbpo.experiment.config import load_run
+from usbpo.experiment.plan import Run
+from usbpo.experiment.sizes import Sizes
 from usbpo.report import drawing
-from usbpo.sizes import Sizes
-from usbpo.tasks import Simulator
 
 Table = dict[str, NDArray[np.float64]]
 

@@ -31,15 +31,23 @@ import plain_model
 import torch
 from torch import Tensor
 
-from usbpo import device as devices
-from usbpo import sac
-from usbpo.ensemble import Architecture, Ensemble, fit_scaler, holdout_mse, new_ensemble, predict, predict_one_member
-from usbpo.fitting import fit_for
-from usbpo.optimizer import Adam, Params, copied, moved
-from usbpo.passes import PRECISIONS, LikelihoodStep, decay_by_name, number_type
+from usbpo.agent import sac
+from usbpo.environments.terminations import hopper
+from usbpo.model.ensemble import (
+    Architecture,
+    Ensemble,
+    fit_scaler,
+    holdout_mse,
+    new_ensemble,
+    predict,
+    predict_one_member,
+)
+from usbpo.model.fitting import fit_for
+from usbpo.model.passes import PRECISIONS, LikelihoodStep, decay_by_name, number_type
+from usbpo.numerics import device as devices
+from usbpo.numerics.optimizer import Adam, Params, copied, moved
 from usbpo.stages import phase1, phase2
 from usbpo.stages.rollout import roll_out
-from usbpo.terminations import hopper
 
 OBS_DIM, ACT_DIM, MEMBERS, ELITES, LAYERS, WIDTH = 11, 3, 7, 5, 4, 200
 MINIBATCH, BATCH, STARTS, HOLDOUT, REAL_ROWS = 256, 1024, 100_000, 5000, 20_000

@@ -43,7 +43,7 @@ def commands(folder: Path) -> list[list[str]]:
 
 def in_one_process(folder: Path, lines: list[list[str]]) -> float:
     """Wall time of all commands, one after the other in this process."""
-    from usbpo import cli
+    from usbpo.commands import cli
 
     cli.warm_up()
     with chdir(folder), open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):

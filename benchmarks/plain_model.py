@@ -1,4 +1,4 @@
-"""The model's computations as plain torch and autograd: what `usbpo/passes.py` and the stages are held against.
+"""The model's computations as plain torch and autograd: what `usbpo/model/passes.py` and the stages are held against.
 
 Nothing here is fast, and nothing of it is used by the package; it reads as the algorithm does.
 `benchmarks/model_speed.py` measures it too.
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from usbpo import sac
-from usbpo.ensemble import BOUNDS, Ensemble, bounded, negative_log_likelihood, raw_outputs, standardise
-from usbpo.optimizer import Params, trainable
-from usbpo.passes import layer_count
+from usbpo.agent import sac
+from usbpo.model.ensemble import BOUNDS, Ensemble, bounded, negative_log_likelihood, raw_outputs, standardise
+from usbpo.model.passes import layer_count
+from usbpo.model.wasserstein import LOSSES, Objective
+from usbpo.numerics.optimizer import Params, trainable
 from usbpo.stages.phase2 import Rows
-from usbpo.wasserstein import LOSSES, Objective
 
 Gaussians = tuple[Tensor, Tensor]
 """Mean and standard deviation."""

@@ -1,6 +1,7 @@
 """Soft actor-critic's update as it is thought of: three losses, autograd and torch's Adam.
 
-The reference that usbpo/learner.py is tested against (tests/test_sac.py) and measured beside (speed.py, device.py).
+The reference that usbpo/agent/learner.py is tested against (tests/agent/test_sac.py) and measured beside (speed.py,
+device.py).
 """
 
 from dataclasses import dataclass, fields
@@ -8,9 +9,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from usbpo.learner import Learner, pack
-from usbpo.optimizer import Adam, Params, copied, detached, trainable
-from usbpo.sac import TRAINED, Agent, q_values, sample_action
+from usbpo.agent.learner import Learner, pack
+from usbpo.agent.sac import TRAINED, Agent, q_values, sample_action
+from usbpo.numerics.optimizer import Adam, Params, copied, detached, trainable
 
 
 @dataclass

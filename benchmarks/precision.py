@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from usbpo import transitions
-from usbpo.config import FOLDERS, RunConfig, load_run
-from usbpo.ensemble import Architecture, Ensemble, choose_elites, holdout_mse, load, new_ensemble
-from usbpo.files import read_json
-from usbpo.header import Header
-from usbpo.passes import number_type
-from usbpo.seeding import torch_generator
+from usbpo.artifacts import transitions
+from usbpo.artifacts.files import read_json
+from usbpo.artifacts.header import Header
+from usbpo.experiment.config import FOLDERS, RunConfig, load_run
+from usbpo.model.ensemble import Architecture, Ensemble, choose_elites, holdout_mse, load, new_ensemble
+from usbpo.model.passes import number_type
+from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.collect import collect
 from usbpo.stages.initialise import initialise
 from usbpo.stages.model_data import ModelData, model_data, split_holdout

@@ -17,8 +17,8 @@ from pathlib import Path
 from pipeline import commands, in_one_process, workspace
 from torch.profiler import ProfilerActivity, profile
 
-from usbpo import cli
-from usbpo.config import load_run
+from usbpo.commands import cli
+from usbpo.experiment.config import load_run
 
 
 def cycle_of(words: list[str]) -> int | None:

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import yaml
 
-from usbpo import layout
-from usbpo.config import FOLDERS, read_yaml
-from usbpo.plan import Plan, Run
-from usbpo.report.costs import ROLLOUTS, bytes_by_size
-from usbpo.sizes import Sizes
-from usbpo.tasks import Simulator
+from usbpo.artifacts import layout
+from usbpo.environments.tasks import Simulator
+from usbpo.experiment.config import FOLDERS, read_yaml
+from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.sizes import Sizes
+from usbpo.monitor.costs import ROLLOUTS, bytes_by_size
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 METHODS = ["usbpo", "mbpo", "cmlo", "sac", "usbpo-shift", "usbpo-bias", "usbpo-as-released", "mbpo-lr1e-4"]

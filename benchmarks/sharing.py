@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from usbpo import provenance
-from usbpo.layout import PROVENANCE
+from usbpo.artifacts.files import sha256
+from usbpo.artifacts.layout import PROVENANCE
+from usbpo.workspace import provenance
 
 FOLDER = "data/runs/T/M/seed-0"
 KINDS = ("model", "policy", "evaluation", "theory", "phase1")
@@ -64,7 +65,7 @@ def files(folder: Path, count: int, kilobytes: int, first: int = 0) -> dict[str,
                 f"{FOLDER}/data/{other:05d}.h5": f"sha256:{os.urandom(32).hex()}" for other in range(12)
             },
         }
-        entries[name] = provenance.Entry(record, provenance.sha256(folder / name))
+        entries[name] = provenance.Entry(record, sha256(folder / name))
     return entries
 
 

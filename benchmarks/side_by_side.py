@@ -13,10 +13,11 @@ import time
 
 import torch
 
-from usbpo import ensemble, sac
-from usbpo.learner import Learner
-from usbpo.optimizer import Adam, copied
-from usbpo.passes import LikelihoodStep, decay_by_name
+from usbpo.agent import sac
+from usbpo.agent.learner import Learner
+from usbpo.model import ensemble
+from usbpo.model.passes import LikelihoodStep, decay_by_name
+from usbpo.numerics.optimizer import Adam, copied
 
 UPDATES, MINIBATCHES = 150, 60
 

@@ -15,9 +15,9 @@ from measuring import PRODUCT_FLOPS, interleaved, machine, product, sac_update_f
 from plain_sac import Batch, PlainLearner, update
 from sac_peers import PEERS, SLOW
 
-from usbpo import sac
-from usbpo.acting import OneByOne
-from usbpo.learner import Learner
+from usbpo.agent import sac
+from usbpo.agent.acting import OneByOne
+from usbpo.agent.learner import Learner
 from usbpo.stages.policy import Replay
 
 SIZES = {"Hopper": (11, 3), "Humanoid": (45, 17)}

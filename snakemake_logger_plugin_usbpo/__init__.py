@@ -1,5 +1,5 @@
-"""The name under which Snakemake finds the display of `usbpo.report.progress`: `snakemake --logger usbpo`."""
+"""The name under which Snakemake finds the display of `usbpo.monitor.progress`: `snakemake --logger usbpo`."""
 
-from usbpo.report.progress import LogHandler
+from usbpo.monitor.progress import LogHandler
 
 __all__ = ["LogHandler"]

@@ -15,12 +15,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from usbpo import ensemble, sac
-from usbpo.config import RunConfig, load_run
-from usbpo.ensemble import Ensemble
-from usbpo.header import Header
-from usbpo.sac import Agent
-from usbpo.transitions import Transitions
+from usbpo.agent import sac
+from usbpo.agent.sac import Agent
+from usbpo.artifacts.header import Header
+from usbpo.artifacts.transitions import Transitions
+from usbpo.experiment.config import RunConfig, load_run
+from usbpo.model import ensemble
+from usbpo.model.ensemble import Ensemble
 
 torch.set_num_threads(1)
 settings.register_profile("usbpo", deadline=None, derandomize=True, max_examples=60)

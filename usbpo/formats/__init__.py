@@ -1,1 +1,1 @@
-"""Other people's formats: runs as Minari datasets, policies as ONNX and plain torch, real data read from files."""
+"""Other people's formats: imports, exports, event files, videos."""

@@ -10,13 +10,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from usbpo import config, terminations, transitions
+from usbpo.artifacts import transitions
+from usbpo.artifacts.header import Header
+from usbpo.artifacts.transitions import Transitions
+from usbpo.environments import terminations
+from usbpo.environments.tasks import Simulator
 from usbpo.errors import UsbpoError
+from usbpo.experiment import config
+from usbpo.experiment.plan import environment_arguments
 from usbpo.formats.writing import require_packages
-from usbpo.header import Header
-from usbpo.plan import environment_arguments
-from usbpo.tasks import Simulator
-from usbpo.transitions import Transitions
 
 METHOD = "mbpo"
 """The method that is laid over the task, so that all of its keys can be read."""

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from usbpo import layout, transitions
+from usbpo.artifacts import layout, transitions
+from usbpo.artifacts.header import Header
+from usbpo.artifacts.transitions import Transitions
+from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
+from usbpo.experiment.named import NamedRun
 from usbpo.formats.writing import require_packages, writing_folder
-from usbpo.header import Header
-from usbpo.report.named import NamedRun
 from usbpo.stages.collect import END_WITH_CYCLE, environment_seed
-from usbpo.tasks import Simulator, read_arguments
-from usbpo.transitions import Transitions
 
 VARIABLE = "MINARI_DATASETS_PATH"
 """Environment variable: the folder in which Minari looks for datasets."""

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from usbpo import checkpoints, layout, sac
+from usbpo.agent import sac
+from usbpo.artifacts import checkpoints, layout
+from usbpo.artifacts.files import write_text, writing
+from usbpo.artifacts.header import Header
+from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
-from usbpo.files import write_text, writing
+from usbpo.experiment.named import NamedRun, environment_of, last_policy
 from usbpo.formats import policy_module
 from usbpo.formats.policy_module import Policy
 from usbpo.formats.writing import require_packages, writing_folder
-from usbpo.header import Header
-from usbpo.optimizer import Params
-from usbpo.report.named import NamedRun, environment_of, last_policy
-from usbpo.seeding import seed_sequence
-from usbpo.tasks import Simulator, read_arguments
+from usbpo.numerics.optimizer import Params
+from usbpo.numerics.seeding import seed_sequence
 
 KIND = "exported policy"
 

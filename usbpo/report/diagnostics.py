@@ -8,15 +8,7 @@ from matplotlib.figure import Figure
 
 from usbpo.report import drawing
 from usbpo.report.drawing import Array, Look
-from usbpo.report.records import (
-    PolicyLine,
-    Run,
-    grouped,
-    methods_of,
-    on_policy_steps,
-    seeds_by_method,
-    tasks_of,
-)
+from usbpo.report.records import PolicyLine, Run, grouped, methods_of, on_policy_steps, seeds_by_method, tasks_of
 
 FEW_METHODS = 3
 """Up to so many methods have a column each, with all members."""

@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from usbpo.files import writing
+from usbpo.artifacts.files import writing
 
 Array = NDArray[np.float64]
 

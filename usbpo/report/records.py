@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from usbpo.errors import UsbpoError
-from usbpo.files import read_json
-from usbpo.layout import (
+from usbpo.artifacts.files import read_json
+from usbpo.artifacts.layout import (
     EVALUATION,
     PHASE1_METRICS,
     PHASE2_METRICS,
@@ -20,8 +19,9 @@ from usbpo.layout import (
     THEORY_ROWS,
     TRIGGER,
 )
-from usbpo.report.runs import RunFiles
-from usbpo.transitions import opened
+from usbpo.artifacts.transitions import opened
+from usbpo.errors import UsbpoError
+from usbpo.experiment.run_files import RunFiles
 
 
 @dataclass(frozen=True)

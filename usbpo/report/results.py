@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from usbpo.artifacts.files import write_json, write_text
 from usbpo.errors import UsbpoError
-from usbpo.files import write_json, write_text
+from usbpo.experiment.run_files import RunFiles
 from usbpo.report import comparison, curves, diagnostics, drawing, scores, tables, theory_figures, trigger_history
 from usbpo.report.records import read_run
-from usbpo.report.runs import RunFiles
 
 
 def results(

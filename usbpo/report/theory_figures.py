@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from usbpo.files import write_text
+from usbpo.artifacts.files import write_text
 from usbpo.report import drawing, theory_tables
 from usbpo.report.drawing import Array, Look
 from usbpo.report.records import DepthLine, Run, Terms, Theory

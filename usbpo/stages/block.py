@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from usbpo import transitions
+from usbpo.artifacts import transitions
+from usbpo.artifacts.header import Header
 from usbpo.errors import UsbpoError
-from usbpo.header import Header
 
 
 def block(*, parts: list[Path], output: Path) -> None:

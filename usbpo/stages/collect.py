@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from usbpo import sac, transitions
-from usbpo.acting import OneByOne
+from usbpo.agent import sac
+from usbpo.agent.acting import OneByOne
+from usbpo.artifacts import transitions
+from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts.transitions import Transitions
+from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
-from usbpo.header import Header, parameters_of
-from usbpo.initial_data import check_imported, read_imported
-from usbpo.optimizer import Params
-from usbpo.seeding import pack_generator, seed_sequence, unpack_generator
-from usbpo.tasks import Simulator, read_arguments
-from usbpo.transitions import Transitions
+from usbpo.experiment.initial_data import check_imported, read_imported
+from usbpo.numerics.optimizer import Params
+from usbpo.numerics.seeding import pack_generator, seed_sequence, unpack_generator
 
 CONTINUE, END_WITH_CYCLE = "continue", "end_with_cycle"
 """What becomes of an episode at the end of a cycle."""

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from usbpo import sac
-from usbpo.acting import OneByOne
+from usbpo.agent import sac
+from usbpo.agent.acting import OneByOne
+from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts.transitions import create, put
+from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
-from usbpo.header import Header, parameters_of
-from usbpo.optimizer import Params
-from usbpo.seeding import seed_sequence
-from usbpo.tasks import Simulator, read_arguments
-from usbpo.transitions import create, put
+from usbpo.numerics.optimizer import Params
+from usbpo.numerics.seeding import seed_sequence
 
 KIND = "evaluation"
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from usbpo import sac, transitions
-from usbpo.header import Header, parameters_of
-from usbpo.seeding import torch_generator
+from usbpo.agent import sac
+from usbpo.artifacts import transitions
+from usbpo.artifacts.header import Header, parameters_of
+from usbpo.numerics.seeding import torch_generator
 
 
 def initialise(*, data: Path, output: Path, hidden_layers: int, hidden_size: int) -> None:

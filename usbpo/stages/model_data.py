@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from usbpo.artifacts.transitions import Transitions
 from usbpo.errors import UsbpoError
-from usbpo.seeding import numpy_generator
-from usbpo.transitions import Transitions
+from usbpo.numerics.seeding import numpy_generator
 
 
 @dataclass(frozen=True)

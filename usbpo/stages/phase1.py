@@ -6,10 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from usbpo import device as devices
-from usbpo import transitions
-from usbpo.checkpoints import check_architecture
-from usbpo.ensemble import (
+from usbpo.artifacts import transitions
+from usbpo.artifacts.checkpoints import check_architecture
+from usbpo.artifacts.files import write_json
+from usbpo.artifacts.header import Header, parameters_of
+from usbpo.errors import UsbpoError
+from usbpo.model.ensemble import (
     KIND,
     Architecture,
     Ensemble,
@@ -20,13 +22,11 @@ from usbpo.ensemble import (
     new_ensemble,
     standardise,
 )
-from usbpo.errors import UsbpoError
-from usbpo.files import write_json
-from usbpo.fitting import fit_for
-from usbpo.header import Header, parameters_of
-from usbpo.optimizer import copied
-from usbpo.passes import number_type
-from usbpo.seeding import torch_generator
+from usbpo.model.fitting import fit_for
+from usbpo.model.passes import number_type
+from usbpo.numerics import device as devices
+from usbpo.numerics.optimizer import copied
+from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 
 

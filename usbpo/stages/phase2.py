@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from usbpo import device as devices
-from usbpo import transitions
-from usbpo.checkpoints import check_architecture
-from usbpo.device import captured
-from usbpo.ensemble import BOUNDS, KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, standardise
+from usbpo.artifacts import transitions
+from usbpo.artifacts.checkpoints import check_architecture
+from usbpo.artifacts.files import write_json
+from usbpo.artifacts.header import Header, parameters_of
 from usbpo.errors import UsbpoError
-from usbpo.files import write_json
-from usbpo.header import Header, parameters_of
-from usbpo.optimizer import Adam, Params, copied, trainable
-from usbpo.passes import Forward, Passes, number_type
-from usbpo.seeding import torch_generator
+from usbpo.model.ensemble import BOUNDS, KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, standardise
+from usbpo.model.passes import Forward, Passes, number_type
+from usbpo.model.wasserstein import LOSSES, Objective
+from usbpo.numerics import device as devices
+from usbpo.numerics.device import captured
+from usbpo.numerics.optimizer import Adam, Params, copied, trainable
+from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.model_data import model_data, split_holdout
-from usbpo.wasserstein import LOSSES, Objective
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from usbpo import device as devices
-from usbpo import sac, transitions
-from usbpo.checkpoints import check_architecture
+from usbpo.agent import sac
+from usbpo.agent.choice import learner_for
+from usbpo.agent.learner import Learner, pack
+from usbpo.artifacts import transitions
+from usbpo.artifacts.checkpoints import check_architecture
+from usbpo.artifacts.files import write_json
+from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts.transitions import Transitions
 from usbpo.errors import UsbpoError
-from usbpo.files import write_json
-from usbpo.header import Header, parameters_of
-from usbpo.learner import Learner, learner_for, pack
-from usbpo.seeding import torch_generator
-from usbpo.transitions import Transitions
+from usbpo.numerics import device as devices
+from usbpo.numerics.seeding import torch_generator
 
 BLOCK = 100
 """Updates whose row numbers and noise are drawn at once; another number is another stream of random numbers."""

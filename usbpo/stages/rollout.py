@@ -6,17 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usbpo import device as devices
-from usbpo import sac, transitions
-from usbpo.ensemble import Ensemble, load, predict_one_member
+from usbpo.agent import sac
+from usbpo.artifacts import transitions
+from usbpo.artifacts.files import write_json
+from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts.transitions import Transitions
+from usbpo.environments.terminations import Termination, find
 from usbpo.errors import UsbpoError
-from usbpo.files import write_json
-from usbpo.header import Header, parameters_of
-from usbpo.optimizer import Params, moved
-from usbpo.passes import Forward, number_type
-from usbpo.seeding import torch_generator
-from usbpo.terminations import Termination, find
-from usbpo.transitions import Transitions
+from usbpo.model.ensemble import Ensemble, load, predict_one_member
+from usbpo.model.passes import Forward, number_type
+from usbpo.numerics import device as devices
+from usbpo.numerics.optimizer import Params, moved
+from usbpo.numerics.seeding import torch_generator
 
 
 @torch.no_grad()
@@ -116,7 +117,7 @@ def rollout(
         policy: policy checkpoint.
         output: rollouts to write.
         metrics: JSON to write.
-        termination: name of the termination function (usbpo/terminations.py), or a user's module:function.
+        termination: name of the termination function (usbpo/environments/terminations.py), or a user's module:function.
         length: rollout length of this cycle, in model steps.
         batch_size: start states.
         seed: run seed.

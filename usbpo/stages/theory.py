@@ -10,22 +10,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from usbpo import sac, terminations, transitions
-from usbpo.checkpoints import check_architecture
-from usbpo.ensemble import Ensemble, load, predict, predict_one_member
+from usbpo.agent import sac
+from usbpo.artifacts import transitions
+from usbpo.artifacts.checkpoints import check_architecture
+from usbpo.artifacts.files import write_json
+from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts.transitions import Transitions, create, put
+from usbpo.environments import terminations
+from usbpo.environments.reconstruction import Reconstruction, reconstruction
+from usbpo.environments.tasks import Simulator, read_arguments
+from usbpo.environments.terminations import Termination
 from usbpo.errors import UsbpoError
-from usbpo.files import write_json
-from usbpo.header import Header, parameters_of
-from usbpo.optimizer import Params
-from usbpo.reconstruction import Reconstruction, reconstruction
-from usbpo.seeding import torch_generator
+from usbpo.model.ensemble import Ensemble, load, predict, predict_one_member
+from usbpo.model.theory import bound_on_delta, bracket, rank_correlation, surrogate_bias, w2_to_point
+from usbpo.model.wasserstein import w2
+from usbpo.numerics.optimizer import Params
+from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.model_data import split_holdout
 from usbpo.stages.rollout import roll_out
-from usbpo.tasks import Simulator, read_arguments
-from usbpo.terminations import Termination
-from usbpo.theory import bound_on_delta, bracket, rank_correlation, surrogate_bias, w2_to_point
-from usbpo.transitions import Transitions, create, put
-from usbpo.wasserstein import w2
 
 KIND = "theory"
 
@@ -231,7 +233,7 @@ def theory(
         output: HDF5 to write: surrogate and true bias, shift and bracket of each row.
         metrics: JSON to write: the terms of eq 1 and 4, and the model's error over rollout depth.
         environment: Gymnasium id.
-        termination: name of the termination function (usbpo/terminations.py).
+        termination: name of the termination function (usbpo/environments/terminations.py).
         seed: run seed.
         cycle: number of the cycle.
         rollouts: D_model when phase 2 ran, the model rollouts of the previous cycles; none in the first cycle.

@@ -15,23 +15,26 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from usbpo import device as devices
-from usbpo import ensemble, layout, sac, transitions
-from usbpo.checkpoints import check_architecture
+from usbpo.agent import sac
+from usbpo.agent.choice import learner_for
+from usbpo.agent.learner import Learner
+from usbpo.artifacts import layout, transitions
+from usbpo.artifacts.checkpoints import check_architecture
+from usbpo.artifacts.files import read_json, write_json
+from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts.transitions import Transitions
+from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
-from usbpo.files import read_json, write_json
-from usbpo.header import Header, parameters_of
-from usbpo.learner import Learner, learner_for
-from usbpo.optimizer import moved
-from usbpo.seeding import numpy_generator, torch_generator
+from usbpo.model import ensemble
+from usbpo.model.trigger import Trigger, hull_volume, model_errors
+from usbpo.numerics import device as devices
+from usbpo.numerics.optimizer import moved
+from usbpo.numerics.seeding import numpy_generator, torch_generator
 from usbpo.stages.collect import CONTINUE, Collector, check_episodes, check_finite, stochastic_actor
 from usbpo.stages.phase1 import phase1 as train_model
 from usbpo.stages.phase2 import phase2 as fine_tune
 from usbpo.stages.policy import Line, Replay, learn, replay_of, write_metrics
 from usbpo.stages.rollout import rollout as roll_out
-from usbpo.tasks import Simulator, read_arguments
-from usbpo.transitions import Transitions
-from usbpo.trigger import Trigger, hull_volume, model_errors
 
 KIND = "trigger"
 
@@ -76,7 +79,7 @@ def triggered(
             and its metrics, the rollouts of the last trainings, the policy and its metrics.
         task: name of the task.
         environment: Gymnasium id.
-        termination: name of the termination function (usbpo/terminations.py), or a user's module:function.
+        termination: name of the termination function (usbpo/environments/terminations.py), or a user's module:function.
         steps: real steps of this cycle, a whole number of checks.
         lengths: rollout length at each check, in model steps.
         retained_updates: of how many model updates the rollouts are D_model, the last ones.

@@ -12,13 +12,15 @@ from snakemake.io import IOFile
 from snakemake.logging import logger
 from snakemake.utils import validate
 
-from usbpo import layout, lifetime, provenance
-from usbpo.config import with_numbers
+from usbpo.artifacts import layout
+from usbpo.artifacts.files import sha256
+from usbpo.experiment.config import with_numbers
 from usbpo.errors import UsbpoError
-from usbpo.fingerprint import fingerprint
-from usbpo.plan import Plan, check_writable
-from usbpo.report.runs import FILES
-from usbpo.restoring import Restored, read_otherwise, restoring
+from usbpo.artifacts.fingerprint import fingerprint
+from usbpo.experiment.plan import Plan, check_writable
+from usbpo.experiment.run_files import FILES
+from usbpo.workspace import lifetime, provenance
+from usbpo.workspace.restoring import Restored, read_otherwise, restoring
 
 # Snakemake follows a chain of jobs by recursion; Python's own limit ends a run at about 480 cycles.
 sys.setrecursionlimit(20_000)
@@ -200,7 +202,7 @@ def restored():
 
 def check_restored():
     """Say which files were made again with other bytes than the jobs that stand have read: something was spoilt."""
-    other = read_otherwise(PLAN, restored(), record_of, provenance.sha256)
+    other = read_otherwise(PLAN, restored(), record_of, sha256)
     if other:
         more = f" and {len(other) - 1} more are" if len(other) > 1 else " is"
         sys.exit(
@@ -265,9 +267,9 @@ def begin():
     gc.enable()
     if not workflow.local_exec:  # stages run elsewhere, and would find the way to a worker here in their environment
         return
-    from usbpo import client, worker
+    from usbpo.worker import client, server
 
-    socket = worker.start(OWNER)
+    socket = server.start(OWNER)
     os.environ.update(USBPO_WORKER=socket)
     # Where jobs have an environment of their own, `usbpo` is that one's; without a worker it is what the user's shell has.
     if socket and not workflow.deployment_settings.deployment_method:

@@ -22,7 +22,7 @@ rule event_file:
         mem_mb=1000,
     params:
         cycles=cycles_of_run,
-        code=fingerprint("report.tensorboard"),
+        code=fingerprint("formats.tensorboard"),
     message:
         "event_file: TensorBoard's scalars of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}"
     shell:
@@ -51,7 +51,7 @@ rule video:
         mem_mb=1000,
     params:
         options=of_run("video_options"),
-        code=[fingerprint("report.video"), fingerprint("report.film")],
+        code=[fingerprint("formats.video"), fingerprint("formats.film")],
     message:
         "video: the policy of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:

@@ -1,0 +1,175 @@
+"""The tasks of the table: their dimensions, their actions in [−1, 1], and states that are restored exactly."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mujoco
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from usbpo.environments.tasks import Simulator, Step
+from usbpo.errors import UsbpoError
+from usbpo.experiment.config import RunConfig
+
+DIMENSIONS = {
+    "InvertedPendulum": (4, 1),
+    "InvertedDoublePendulum": (9, 1),
+    "Hopper": (11, 3),
+    "Walker2d": (17, 6),
+    "HalfCheetah": (17, 6),
+    "Swimmer": (8, 2),
+    "AntTruncated": (27, 8),
+    "HumanoidTruncated": (45, 17),
+}
+
+
+@pytest.fixture(params=DIMENSIONS)
+def task(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def simulator_of(config: RunConfig, kind: type[Simulator] = Simulator) -> Simulator:
+    return kind(config.environment.id, config.environment.arguments)
+
+
+def roll(simulator: Simulator, actions: NDArray[np.float64]) -> list[Step]:
+    """Steps with the given actions, beginning anew where an episode ends."""
+    steps = []
+    for action in actions:
+        steps.append(simulator.step(action))
+        if steps[-1].terminated or steps[-1].truncated:
+            simulator.reset()
+    return steps
+
+
+def same(first: list[Step], second: list[Step]) -> bool:
+    """Whether two sequences of steps are equal bit for bit."""
+    return all(
+        a.observation.tobytes() == b.observation.tobytes()
+        and (a.reward, a.terminated, a.truncated) == (b.reward, b.terminated, b.truncated)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def goes_on_exactly(config: RunConfig, kind: type[Simulator] = Simulator) -> bool:
+    """Whether a simulator that is restored in mid-episode goes on as the one that was not interrupted."""
+    rng = np.random.default_rng(0)
+    first, second = simulator_of(config), simulator_of(config, kind)
+    first.reset(3)
+    before, after = rng.uniform(-0.3, 0.3, (2, 60, first.act_dim))
+    in_episode = [first.step(action) for action in before[:3]]
+    assert not any(step.terminated for step in in_episode)
+    state = first.state()
+    second.reset(99)
+    roll(second, before)  # whatever it did before must leave no trace
+    second.restore(state)
+    return same(roll(first, after), roll(second, after))
+
+
+def test_dimensions_are_those_of_the_table(task: str, run_config: Callable[[str], RunConfig]) -> None:
+    simulator = simulator_of(run_config(task))
+    assert (simulator.obs_dim, simulator.act_dim) == DIMENSIONS[task]
+    observation = simulator.reset(0)
+    step = simulator.step(np.zeros(simulator.act_dim))
+    assert observation.shape == step.observation.shape == (DIMENSIONS[task][0],)
+    assert observation.dtype == step.observation.dtype == np.float64
+
+
+def test_actions_are_scaled_to_the_environments_bounds(task: str, run_config: Callable[[str], RunConfig]) -> None:
+    simulator = simulator_of(run_config(task))
+    bound = {"HumanoidTruncated": 0.4, "InvertedPendulum": 3.0}.get(task, 1.0)
+    ones = np.ones(simulator.act_dim)
+    for action in (-1.0, -0.25, 0.0, 0.5, 1.0):
+        np.testing.assert_allclose(simulator.scaled(action * ones), action * bound * ones, rtol=1e-6, atol=1e-12)
+    simulator.reset(0)
+    simulator.step(-0.5 * ones)
+    np.testing.assert_allclose(simulator.base.data.ctrl, -0.5 * bound * ones, rtol=1e-6)
+
+
+def test_a_restored_episode_goes_on_bit_for_bit(task: str, run_config: Callable[[str], RunConfig]) -> None:
+    assert goes_on_exactly(run_config(task))
+
+
+def test_a_restored_generator_draws_the_same_next_episodes(task: str, run_config: Callable[[str], RunConfig]) -> None:
+    first, second = (simulator_of(run_config(task)) for _ in range(2))
+    first.reset(3)
+    second.reset(4)
+    second.restore(first.state())
+    beginnings = [(first.reset(), second.reset()) for _ in range(3)]
+    assert all(a.tobytes() == b.tobytes() for a, b in beginnings)
+    assert beginnings[0][0].tobytes() != beginnings[1][0].tobytes()
+
+
+class WithoutBodyPositions(Simulator):
+    """Restores without xpos and xipos: they are computed from the positions, as MuJoCo itself would."""
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        super().restore(state)
+        mujoco.mj_kinematics(self.base.model, self.base.data)
+        mujoco.mj_comPos(self.base.model, self.base.data)
+
+
+class WithoutWarmStart(Simulator):
+    """Restores without the accelerations from which MuJoCo's solver starts."""
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        super().restore(state)
+        self.base.data.qacc_warmstart[:] = 0.0
+
+
+@pytest.mark.parametrize("task_name", ["AntTruncated", "HumanoidTruncated"])
+def test_leaving_out_the_bodies_positions_would_be_caught(
+    task_name: str, run_config: Callable[[str], RunConfig]
+) -> None:
+    assert not goes_on_exactly(run_config(task_name), WithoutBodyPositions)
+
+
+def test_leaving_out_the_warm_start_would_be_caught(run_config: Callable[[str], RunConfig]) -> None:
+    assert not goes_on_exactly(run_config("AntTruncated"), WithoutWarmStart)
+
+
+def test_the_time_limit_goes_on_counting() -> None:
+    limited = {"max_episode_steps": 10}
+    first, second = Simulator("InvertedPendulum-v5", limited), Simulator("InvertedPendulum-v5", limited)
+    first.reset(0)
+    for _ in range(6):
+        assert not first.step(np.zeros(1)).truncated
+    second.restore(first.state())
+    assert [second.step(np.zeros(1)).truncated for _ in range(4)] == [False, False, False, True]
+
+
+def test_a_time_limit_is_no_termination() -> None:
+    simulator = Simulator("InvertedPendulum-v5", {"max_episode_steps": 5})
+    simulator.reset(0)
+    last = [simulator.step(np.zeros(1)) for _ in range(5)][-1]
+    assert last.truncated
+    assert not last.terminated
+
+
+def test_storing_a_state_changes_nothing(task: str, run_config: Callable[[str], RunConfig]) -> None:
+    first, second = (simulator_of(run_config(task)) for _ in range(2))
+    actions = np.random.default_rng(0).uniform(-0.3, 0.3, (20, first.act_dim))
+    assert first.reset(0).tobytes() == second.reset(0).tobytes()
+    for action in actions:
+        second.state()
+        one, other = first.step(action), second.step(action)
+        assert same([one], [other])
+        if one.terminated:
+            break
+
+
+def test_a_state_of_another_task_is_refused_in_one_sentence(run_config: Callable[[str], RunConfig]) -> None:
+    hopper, walker = simulator_of(run_config("Hopper")), simulator_of(run_config("Walker2d"))
+    hopper.reset(0)
+    with pytest.raises(UsbpoError, match="another task"):
+        walker.restore(hopper.state())
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments"),
+    [("Nowhere-v0", {}), ("Hopper-v99", {}), ("Hopper-v5", {"nothing": 1}), ("CartPole-v1", {})],
+)
+def test_an_unusable_environment_is_refused_in_one_sentence(environment: str, arguments: dict[str, int]) -> None:
+    with pytest.raises(UsbpoError, match=environment):
+        Simulator(environment, arguments)

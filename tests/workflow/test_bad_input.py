@@ -1,0 +1,627 @@
+"""Bad input ends in one clear sentence, and nothing is lost: by hand, and through Snakemake."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from helpers.workflow import (
+    EXPERIMENT,
+    FOLDERS,
+    MBPO,
+    USBPO,
+    Ended,
+    copied,
+    finished_workspace,
+    snakemake,
+    tree,
+    truncate,
+)
+
+from usbpo.artifacts.files import write_json
+from usbpo.commands import cli
+from usbpo.experiment.config import load_run, read_yaml
+from usbpo.experiment.plan import Run
+
+OF_USBPO, OF_MBPO = f"data/runs/{USBPO}", f"data/runs/{MBPO}"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished test experiment; not to be changed."""
+    return finished_workspace(tmp_path_factory)
+
+
+# ---- stages by hand ----------------------------------------------------------------------------------------------
+
+
+def command_of(stage: str) -> list[str]:
+    """What the DAG calls in cycle 2 of the run of USB-PO; everything is written to the folder `out`."""
+    run = Run("test-pendulum", "test-usbpo", 0, load_run("test-pendulum", "test-usbpo", FOLDERS))
+    triggered = Run("test-pendulum", "test-cmlo", 0, load_run("test-pendulum", "test-cmlo", FOLDERS))
+    told = {
+        "block": [],
+        "initialise": [run.initialise_options()],
+        "collect": [run.collect_options(2), "--task test-pendulum"],
+        "triggered": [triggered.triggered_options(2), "--task test-pendulum"],
+        "phase1": [run.phase1_options()],
+        "phase2": [run.phase2_options()],
+        "rollout": [run.rollout_options(2)],
+        "policy": [run.policy_options()],
+        "evaluate": [run.evaluate_options(2), "--task test-pendulum"],
+        "theory": [run.theory_options()],
+    }
+    data = " ".join(run.real_data(2))
+    files = {
+        "block": f"--parts {data} --output out/block.h5",
+        "initialise": f"--data {run.real_data(0)[0]} --output out/policy.safetensors",
+        "collect": f"--policy {run.previous_policy(2)[0]} --previous {run.previous_shard(2)[0]} --output out/shard.h5",
+        "triggered": f"--data {' '.join(run.real_data(1))} --previous-shard {run.previous_shard(2)[0]} "
+        f"--previous-policy {run.previous_policy(2)[0]} --previous-model {run.models(1)[0]} "
+        f"--previous-trigger bad/trigger.json --rollouts {run.model_data(1)[0]} "
+        "--output out/checked.h5 --folder bad/cycle",
+        "phase1": f"--data {data} --previous-model {run.models(1)[0]} "
+        "--output out/model.safetensors --metrics out/m.json",
+        "phase2": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-model {run.models(1)[0]} "
+        f"--model-mle {OF_USBPO}/00002/model-mle.safetensors --output out/model.safetensors --metrics out/m.json",
+        "rollout": f"--data {data} --model {run.models(2)[0]} --policy {run.previous_policy(2)[0]} "
+        "--output out/rollouts.h5 --metrics out/m.json",
+        "policy": f"--data {data} --rollouts {run.model_data(2)[0]} --previous-policy {run.previous_policy(2)[0]} "
+        "--output out/policy.safetensors --metrics out/m.json",
+        "evaluate": f"--policy {OF_USBPO}/00002/policy.safetensors --output out/evaluation.h5",
+        "theory": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-model {run.models(1)[0]} "
+        f"--model-mle {OF_USBPO}/00002/model-mle.safetensors --model {OF_USBPO}/00002/model.safetensors "
+        f"--previous-policy {run.previous_policy(2)[0]} --policy {OF_USBPO}/00002/policy.safetensors "
+        "--output out/theory.h5 --metrics out/m.json",
+    }
+    identity = [] if stage in ("block", "initialise") else ["--seed 0 --cycle 2"]
+    return [stage, *shlex.split(" ".join([files[stage], *told[stage], *identity]))]
+
+
+def replaced(words: list[str], option: str, *values: str) -> list[str]:
+    """A command line with other values for one option, which is added if it is not there."""
+    if option not in words:
+        return [*words, option, *values]
+    start = words.index(option) + 1
+    end = next((n for n in range(start, len(words)) if words[n].startswith("--")), len(words))
+    return [*words[:start], *values, *words[end:]]
+
+
+@pytest.fixture(scope="module")
+def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished runs, and in the folder `bad` files that do not fit or are damaged."""
+    folder = copied(finished, tmp_path_factory.mktemp("bench") / "bench")
+    (folder / "out").mkdir()
+    bad = folder / "bad"
+    bad.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        hopper = [*("--task", "Hopper"), *("--environment", "Hopper-v5"), *("--steps", "30"), *("--cycle", "0")]
+        seed_1 = replaced(replaced(command_of("collect"), "--policy"), "--previous")
+        phase1 = replaced(replaced(command_of("phase1"), "--previous-model"), "--metrics", "out/m.json")
+        for words in [
+            ["collect", "--output", "bad/hopper.h5", "--seed", "0", *hopper],
+            replaced(
+                replaced(command_of("initialise"), "--data", "bad/hopper.h5"),
+                "--output",
+                "bad/hopper-policy.safetensors",
+            ),
+            replaced(replaced(phase1, "--data", "bad/hopper.h5"), "--output", "bad/hopper-model.safetensors"),
+            replaced(replaced(replaced(seed_1, "--seed", "1"), "--cycle", "0"), "--output", "bad/seed-1.h5"),
+            replaced(
+                replaced(command_of("initialise"), "--data", "bad/seed-1.h5"),
+                "--output",
+                "bad/seed-1-policy.safetensors",
+            ),
+            replaced(
+                replaced(replaced(phase1, "--data", "bad/seed-1.h5"), "--output", "bad/seed-1-model.safetensors"),
+                "--seed",
+                "1",
+            ),
+            replaced(
+                replaced(command_of("initialise"), "--hidden-size", "24"), "--output", "bad/wide-policy.safetensors"
+            ),
+            replaced(replaced(phase1, "--hidden-size", "24"), "--output", "bad/wide-model.safetensors"),
+        ]:
+            assert cli.main(words) == 0, words
+        state = {"estimate": 0.1, "error_sum": 0.2, "steps": 10, "reference_volume": 0.3}
+        write_json(bad / "trigger.json", {"task": "test-pendulum", "seed": 0, "cycle": 1, "checks": [], "state": state})
+    shutil.rmtree(folder / "out")
+    for name, source in {
+        "cut.h5": "data/00001.h5",
+        "cut-rollouts.h5": "00001/rollouts.h5",
+        "cut-model.safetensors": "00001/model-mle.safetensors",
+        "cut-policy.safetensors": "00001/policy.safetensors",
+    }.items():
+        truncate(Path(shutil.copy(folder / OF_USBPO / source, bad / name)))
+    with_nan(Path(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "nan.h5")), "rewards", float("nan"))
+    with_nan(Path(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "inf.h5")), "next_observations", float("inf"))
+    with_nan(
+        Path(shutil.copy(folder / OF_USBPO / "00001/rollouts.h5", bad / "nan-rollouts.h5")), "actions", float("nan")
+    )
+    flip_a_bit(Path(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "flipped.h5")))
+    with h5py.File(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "header.h5"), "r+") as file:
+        file.attrs["header"] = "{}"
+    with h5py.File(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "newer.h5"), "r+") as file:
+        file.attrs["header"] = file.attrs["header"].replace('"schema_version": 1', '"schema_version": 99, "added": 1')
+    with h5py.File(bad / "foreign.h5", "w") as file:
+        file["numbers"] = np.arange(3)
+    (bad / "text.safetensors").write_text("no checkpoint at all")
+    (bad / "empty.h5").touch()
+    return folder
+
+
+def with_nan(path: Path, name: str, value: float) -> None:
+    """Write a value that is not finite into row 3 of an array."""
+    with h5py.File(path, "r+") as file:
+        rows = file[name][()]
+        rows[3] = value
+        file[name][...] = rows
+
+
+def flip_a_bit(path: Path) -> None:
+    """Damage one byte of the stored observations, as a bad disk does."""
+    with h5py.File(path) as file:
+        place = file["observations"].id.get_chunk_info(0).byte_offset + 7
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+DELETE, RIGHT_FILE, ONE_RUN = "; delete it and run again", "; name the right file", "; give files of one run"
+CUT = f"cut short or damaged.*{DELETE}"
+NO_FILE = "there is no such file; run the stage that makes it, or name another"
+NOT_SAFETENSORS = f"this is a .h5 file where a .safetensors file is expected{RIGHT_FILE}"
+NOT_HDF5 = f"this is a .safetensors file where a .h5 file is expected{RIGHT_FILE}"
+OF_HOPPER = f"its task is Hopper, but test-pendulum is asked for{ONE_RUN}"
+OF_SEED_1 = f"its seed is 1, but 0 is asked for{ONE_RUN}"
+TOO_WIDE = "hidden_size is 24, but 16 is expected; give the checkpoint of this task and network width"
+NAN = f"holds NaN or infinity in row 3{DELETE}"
+SHARD, ROLLOUTS, EVALUATION, POLICY, MODEL = (
+    *(f"{OF_USBPO}/data/00001.h5", f"{OF_USBPO}/00001/rollouts.h5", f"{OF_USBPO}/00001/evaluation.h5"),
+    *(f"{OF_USBPO}/00001/policy.safetensors", f"{OF_USBPO}/00001/model-mle.safetensors"),
+)
+# For each stage and option: the values given instead, and what the sentence says after the last of them, or in all.
+WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("collect", "--policy"): [
+        ("none.safetensors", NO_FILE),
+        ("", "cycle 2 collects with a policy, but none is given; add --policy FILE"),
+        ("bad/cut-policy.safetensors", CUT),
+        ("bad/text.safetensors", CUT),
+        ("bad/hopper-policy.safetensors", OF_HOPPER),
+        ("bad/seed-1-policy.safetensors", OF_SEED_1),
+        (MODEL, f"its kind is model, but policy is expected{RIGHT_FILE}"),
+        (SHARD, NOT_SAFETENSORS),
+    ],
+    ("collect", "--previous"): [
+        ("bad/cut.h5", CUT),
+        ("bad/hopper.h5", OF_HOPPER),
+        (ROLLOUTS, f"its kind is rollouts, but transitions is expected{RIGHT_FILE}"),
+        (EVALUATION, f"its kind is evaluation, but transitions is expected{RIGHT_FILE}"),
+        (POLICY, NOT_HDF5),
+    ],
+    ("collect", "--environment"): [
+        ("Hoper-v5", "environment 'Hoper-v5' cannot be made: .*Hopper.*; mend its id or arguments"),
+        (
+            "Hopper-v5",
+            "takes 4 observations and gives 1 actions, but Hopper-v5 has 11 and 3; give a policy of this task",
+        ),
+        ("CartPole-v1", "environment 'CartPole-v1': its action space is Discrete, but must be a Box"),
+        ("Pendulum-v1", "cannot be restored in mid-episode, .*; .* environment.episodes to end_with_cycle"),
+    ],
+    ("collect", "--environment-arguments"): [
+        ('{"gravity":3}', "environment 'InvertedPendulum-v5' cannot be made: .*gravity.*; mend its id or arguments"),
+        ("{gravity", "--environment-arguments is not JSON .*; write an object"),
+        ("[1]", "--environment-arguments must be a JSON object, but is .*; write an object"),
+    ],
+    ("collect", "--output"): [
+        ("/proc/nowhere/shard.h5", "the folder /proc/nowhere cannot be written .*; choose another output"),
+        ("bad/empty.h5/shard.h5", "the folder bad/empty.h5 cannot be written .*; choose another output"),
+    ],
+    ("phase1", "--data"): [
+        ("bad/cut.h5", CUT),
+        ("bad/empty.h5", CUT),
+        ("bad/flipped.h5", CUT),
+        ("bad/header.h5", f"its header is damaged{DELETE}"),
+        ("bad/newer.h5", "written with schema 99, but this version reads schema 1; "),
+        ("bad/foreign.h5", "this HDF5 file was not written by usbpo; name one that was"),
+        ("bad/nan.h5", f"rewards {NAN}"),
+        ("bad/inf.h5", f"next_observations {NAN}"),
+        (f"{SHARD} bad/hopper.h5", f"00001.h5: its task is test-pendulum, but .*hopper.h5.* Hopper{ONE_RUN}"),
+        (f"{SHARD} bad/seed-1.h5", f"00001.h5: its seed is 0, but .*seed-1.h5.* 1{ONE_RUN}"),
+        (MODEL, NOT_HDF5),
+    ],
+    ("triggered", "--previous-trigger"): [
+        ("none.json", NO_FILE),
+        (SHARD, "not a JSON file .*; delete it and run again"),
+        (f"{OF_USBPO}/00002/phase1.json", "its cycle is 2, but 1 is asked for; give files of one run"),
+        (f"{OF_USBPO}/00001/phase1.json", "it holds no state of a trigger; delete it and run again"),
+    ],
+    ("triggered", "--previous-model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
+    ("triggered", "--previous-policy"): [
+        ("bad/seed-1-policy.safetensors", OF_SEED_1),
+        ("bad/wide-policy.safetensors", TOO_WIDE),
+    ],
+    ("triggered", "--previous-shard"): [("bad/seed-1.h5", OF_SEED_1), ("none.h5", NO_FILE)],
+    ("triggered", "--rollouts"): [("bad/cut-model.safetensors", NOT_HDF5)],
+    ("triggered", "--lengths"): [("1 1", "must have one value for each 10 of the 30 steps; add or drop some")],
+    ("triggered", "--phase1"): [
+        ("{", "--phase1 is no JSON; give the section as the configuration has it"),
+        ('{"batchsize":3}', "unknown key '--phase1.batchsize'; see config/README.md for the keys, or remove it"),
+    ],
+    ("triggered", "--trigger"): [
+        (
+            '{"check_every":10,"min_steps":90,"max_steps":90,"states":40}',
+            "no training fell into this cycle; give as many --steps as trigger.max_steps at least",
+        ),
+    ],
+    ("phase1", "--previous-model"): [
+        ("bad/cut-model.safetensors", CUT),
+        ("bad/hopper-model.safetensors", OF_HOPPER),
+        ("bad/wide-model.safetensors", TOO_WIDE),
+        (ROLLOUTS, NOT_SAFETENSORS),
+        (POLICY, f"its kind is policy, but model is expected{RIGHT_FILE}"),
+    ],
+    ("phase1", "--holdout-ratio"): [("0.001", "120 real rows are too few to hold out .*; collect more random steps")],
+    ("phase1", "--learning-rate"): [
+        ("-1", "'--learning-rate' must be greater than 0, but is -1.0; mend the value"),
+        ("1e30", "phase 1 diverged: .*; lower phase1.learning_rate"),
+    ],
+    ("phase1", "--metrics"): [
+        ("/proc/nowhere/m.json", "the folder /proc/nowhere cannot be written .*; choose another")
+    ],
+    ("phase2", "--model-mle"): [
+        ("bad/wide-model.safetensors", "hidden_size is 16, but 24 is expected; give the checkpoint of this task and"),
+    ],
+    ("phase2", "--previous-model"): [("bad/seed-1-model.safetensors", OF_SEED_1)],
+    ("phase2", "--rollouts"): [
+        ("bad/cut-rollouts.h5", CUT),
+        (POLICY, NOT_HDF5),
+        (SHARD, f"its kind is transitions, but rollouts is expected{RIGHT_FILE}"),
+    ],
+    ("phase2", "--loss"): [
+        ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value")
+    ],
+    ("phase2", "--learning-rate"): [("1e30", "fine-tuning diverged, .*; lower phase2.learning_rate")],
+    ("rollout", "--model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
+    ("rollout", "--policy"): [("bad/seed-1-policy.safetensors", OF_SEED_1)],
+    ("rollout", "--termination"): [("hoper", "unknown termination 'hoper'; known are .*hopper")],
+    ("policy", "--previous-policy"): [("bad/wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
+    ("policy", "--rollouts"): [("bad/nan-rollouts.h5", f"actions {NAN}")],
+    ("policy", "--learning-rate"): [("1e30", "the policy update diverged: .*; lower policy.learning_rate")],
+    ("evaluate", "--policy"): [
+        ("none.safetensors", NO_FILE),
+        ("bad/hopper-policy.safetensors", OF_HOPPER),
+        (f"{OF_USBPO}/00002/model.safetensors", f"its kind is model, but policy is expected{RIGHT_FILE}"),
+    ],
+    ("evaluate", "--environment"): [
+        ("Hopper-v5", "the policy takes 4 observations, but Hopper-v5 has 11; give a policy of this task"),
+    ],
+    ("theory", "--policy"): [("bad/wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
+    ("theory", "--previous-model"): [("bad/hopper-model.safetensors", OF_HOPPER)],
+    ("theory", "--model-mle"): [(f"{OF_USBPO}/00002/policy.safetensors", "its kind is policy, but model is expected")],
+    ("theory", "--rollouts"): [("bad/nan-rollouts.h5", f"actions {NAN}")],
+    ("theory", "--termination"): [("hoper", "unknown termination 'hoper'; known are .*hopper")],
+    ("theory", "--environment"): [
+        (
+            "Hopper-v5",
+            "its model has 4 observations and 1 actions, but Hopper-v5 has 11 and 3; give files of this task",
+        ),
+    ],
+    ("theory", "--rows"): [("2", "'--rows' must be greater than or equal to 3")],
+    ("initialise", "--data"): [("bad/nan.h5", f"rewards {NAN}")],
+    ("block", "--parts"): [
+        (
+            f"{OF_USBPO}/data/00000.h5 {OF_USBPO}/data/00002.h5",
+            "it begins with cycle 2, but 1 is expected; ",
+        ),
+        (f"{OF_USBPO}/data/00000.h5 bad/seed-1.h5", f"its seed is 1, but .*00000.h5 has 0{ONE_RUN}"),
+    ],
+}
+CASES = [(*call, values, said) for call, cases in WRONG.items() for values, said in cases]
+
+
+@pytest.mark.parametrize("stage", cli.SECTIONS)
+def test_the_calls_that_are_broken_below_are_sound(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.chdir(bench)
+    words = [word.replace("out/", f"{tmp_path}/") if word.startswith("out/") else word for word in command_of(stage)]
+    assert cli.main(words) == 0
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".json"}
+    stored = {
+        "shard.h5": "data/00002.h5",
+        "rollouts.h5": "00002/rollouts.h5",
+        "evaluation.h5": "00002/evaluation.h5",
+        "theory.h5": "00002/theory.h5",
+    }
+    for name in set(made) & set(stored):
+        assert made[name] == (bench / OF_USBPO / stored[name]).read_bytes(), "by hand as in the workflow"
+
+
+@pytest.mark.parametrize(("stage", "option", "values", "said"), CASES, ids=[" ".join(case[:3]) for case in CASES])
+def test_a_stage_by_hand_refuses_bad_input_in_one_sentence(
+    bench: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    stage: str,
+    option: str,
+    values: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(bench)
+    out = bench / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    words = command_of(stage)
+    for name in {word for word in words if word.startswith("out/")}:
+        (bench / name).write_text("an older artifact")
+    before = tree(bench)
+    assert cli.main(replaced(words, option, *values.split())) == 1
+    error = capfd.readouterr().err
+    assert error.startswith(f"usbpo {stage}: ")
+    assert len(error.splitlines()) == 1, error
+    assert error.endswith(".\n")
+    assert re.search(said, error), error
+    if "/" in values.partition(" ")[0] and option not in ("--output", "--metrics", "--model-mle"):
+        assert any(path in error for path in values.split()), "the file at fault is named"
+    assert tree(bench) == before
+    if option != "--metrics":
+        assert {path.read_text() for path in out.iterdir()} == {"an older artifact"}, "what was there is kept"
+
+
+BAD_FILES = [
+    ("bad/cut.h5", "cut short or damaged"),
+    ("bad/cut-model.safetensors", "cut short or damaged"),
+    ("bad/foreign.h5", "not written by usbpo"),
+    ("bad/header.h5", "header is damaged"),
+    ("bad/newer.h5", "written with schema 99"),
+    ("none.h5", "there is no such file"),
+    ("bad", "there is no such file"),
+]
+
+
+@pytest.mark.parametrize(("path", "said"), BAD_FILES)
+def test_inspect_refuses_what_is_no_artifact_in_one_sentence(
+    bench: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], path: str, said: str
+) -> None:
+    monkeypatch.chdir(bench)
+    assert cli.main(["inspect", path]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith(f"usbpo inspect: {path}: ")
+    assert said in error
+    assert re.fullmatch(r"[^\n]*; [^\n]*\.\n", error), "what to do is said too"
+
+
+# ---- the configuration, through Snakemake ------------------------------------------------------------------------
+
+
+def refused(ended: Ended) -> str:
+    """The one sentence with which our part of the workflow ended Snakemake."""
+    assert ended.code == 1, ended.said
+    assert "Traceback" not in ended.said
+    sentences = [line for line in ended.said.splitlines() if line.startswith("usbpo: ")]
+    assert len(sentences) == 1, ended.said
+    others = [line for line in ended.said.splitlines() if line.strip() and line not in sentences]
+    assert all(line.startswith("Using workflow specific profile") for line in others), ended.said
+    assert sentences[0].endswith(".")
+    return sentences[0]
+
+
+def experiment(**changes: Any) -> Callable[[Path], None]:
+    """An experiment with other keys; None takes a key away."""
+
+    def write(folder: Path) -> None:
+        content = read_yaml(EXPERIMENT) | changes
+        kept = {name: value for name, value in content.items() if value is not None}
+        (folder / "experiment.yaml").write_text(yaml.safe_dump(kept))
+
+    return write
+
+
+def task(content: str) -> Callable[[Path], None]:
+    """An experiment on a task of the user's own."""
+
+    def write(folder: Path) -> None:
+        experiment(tasks=["mine"])(folder)
+        (folder / "config/tasks").mkdir(parents=True)
+        (folder / "config/tasks/mine.yaml").write_text(content)
+
+    return write
+
+
+def method(content: str) -> Callable[[Path], None]:
+    """An experiment with a method of the user's own."""
+
+    def write(folder: Path) -> None:
+        experiment(methods=["mine"])(folder)
+        (folder / "config/algorithms").mkdir(parents=True)
+        (folder / "config/algorithms/mine.yaml").write_text(content)
+
+    return write
+
+
+CONFIGURATIONS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "unknown task": (
+        experiment(tasks=["Hoper"]),
+        "unknown task 'Hoper': there is no config/tasks/Hoper.yaml; .*Hopper",
+    ),
+    "unknown method": (
+        experiment(methods=["usbp"]),
+        "unknown method 'usbp': there is no config/algorithms/usbp.yaml; .*usbpo",
+    ),
+    "unknown key of an experiment": (experiment(seed=1), "experiment.yaml: unknown key 'seed'; see config/README.md"),
+    "unknown key of a task": (
+        task("base: test-pendulum\nschedule: {step: 7}\n"),
+        "mine.yaml: unknown key 'schedule.step'; see",
+    ),
+    "unknown key of a method": (
+        method("base: test-mbpo\npolicy: {gamma: 1}\n"),
+        "mine.yaml: unknown key 'policy.gamma'; see",
+    ),
+    "wrong type": (
+        method("base: test-mbpo\nevaluate: {episodes: few}\n"),
+        "mine.yaml: 'evaluate.episodes' must be .*integer, but is 'few'",
+    ),
+    "negative steps": (experiment(steps=-30), "'steps' must be greater than or equal to 1, but is -30"),
+    "no whole number of cycles": (
+        experiment(steps=100),
+        "experiment.yaml: steps \\(100\\) must be a multiple of the 30 steps .*; take 90",
+    ),
+    "a cycle that does not divide the epoch": (
+        task("base: test-pendulum\nschedule: {cycle_steps: 25}\n"),
+        "mine.yaml: schedule: cycle_steps \\(25\\) must divide epoch_steps \\(60\\)",
+    ),
+    "no seeds": (experiment(seeds=[]), "experiment.yaml: 'seeds' needs at least 1 entry, but has 0; add more"),
+    "seeds not said": (experiment(seeds=None), "experiment.yaml: the key 'seeds' is missing; add it"),
+    "a seed twice": (experiment(seeds=[3, 0, 3]), "experiment.yaml: seeds names something twice"),
+    "a return that is no number": (
+        experiment(returns={"test-pendulum": [950, "many"]}),
+        "experiment.yaml: 'returns.test-pendulum.1' must be a valid number, but is 'many'; mend the value",
+    ),
+    "returns of a task that does not exist": (
+        experiment(returns={"Hoper": [1000]}),
+        "experiment.yaml: returns: unknown task 'Hoper': there is no config/tasks/Hoper.yaml; known are .*Hopper",
+    ),
+    "broken YAML": (
+        task("base: test-pendulum\nschedule: {cycle_steps: 7\n"),
+        "mine.yaml, line 3: this is not valid YAML: .*; mend the line",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CONFIGURATIONS)
+def test_the_workflow_refuses_a_bad_configuration_in_one_sentence(finished: Path, tmp_path: Path, change: str) -> None:
+    workspace = copied(finished, tmp_path / "workspace")
+    before = tree(workspace)
+    spoil, said = CONFIGURATIONS[change]
+    spoil(workspace)
+    assert re.search(said, sentence := refused(snakemake(workspace, experiment=workspace / "experiment.yaml"))), (
+        sentence
+    )
+    assert tree(workspace) == before
+
+
+def test_an_experiment_that_is_no_yaml_ends_in_snakemakes_own_sentence(finished: Path, tmp_path: Path) -> None:
+    workspace = copied(finished, tmp_path / "workspace")
+    (workspace / "experiment.yaml").write_text("experiment: [\n")
+    ended = snakemake(workspace, experiment=workspace / "experiment.yaml")
+    assert ended.code == 1
+    assert "Config file is not valid JSON or YAML" in ended.said
+    assert "Traceback" not in ended.said
+    assert tree(workspace) == tree(finished)
+
+
+@pytest.mark.parametrize("name", ["data", "data/runs", "data/results"])
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    said = refused(snakemake(tmp_path))
+    assert said.startswith(f"usbpo: {name}: the output folder cannot be written (")
+    assert path.read_text() == "mine"
+
+
+# ---- damaged artifacts in a run's folder, through Snakemake ------------------------------------------------------
+
+Spoil = Callable[[Path], None]
+
+
+def put(name: str) -> Callable[[Path, Path], None]:
+    """Replace an artifact by a file of the bench."""
+
+    def spoil(path: Path, bench: Path) -> None:
+        shutil.copyfile(bench / name, path)
+
+    return spoil
+
+
+def cut(path: Path, bench: Path) -> None:
+    truncate(path)
+
+
+def nan(path: Path, bench: Path) -> None:
+    with_nan(path, "rewards", float("nan"))
+
+
+# Of a pair, the first spoils the run of USB-PO, and the second that of MBPO.
+PAIRS: dict[str, tuple[tuple[str, Any, str], tuple[str, Any, str]]] = {
+    "a truncated shard and a policy of another width": (
+        ("data/00001.h5", cut, "data/00001.h5: .* cut short or damaged"),
+        (
+            "00001/policy.safetensors",
+            put("bad/wide-policy.safetensors"),
+            "00001/policy.safetensors: .* hidden_size is 24, but 16",
+        ),
+    ),
+    "a policy of another task and rollouts for a model": (
+        (
+            "00001/policy.safetensors",
+            put("bad/hopper-policy.safetensors"),
+            "00001/policy.safetensors: its task is Hopper",
+        ),
+        (
+            "00002/model-mle.safetensors",
+            put(f"{OF_MBPO}/00002/rollouts.h5"),
+            "model-mle.safetensors: this is a .h5 file where",
+        ),
+    ),
+    "NaN in a shard and in rollouts": (
+        ("data/00002.h5", nan, "data/00002.h5: rewards holds NaN or infinity in row 3"),
+        ("00002/rollouts.h5", nan, "00002/rollouts.h5: rewards holds NaN or infinity in row 3"),
+    ),
+    "a truncated checkpoint and a model of another width": (
+        ("00002/policy.safetensors", cut, "00002/policy.safetensors: .* cut short or damaged"),
+        (
+            "00001/model-mle.safetensors",
+            put("bad/wide-model.safetensors"),
+            "model-mle.safetensors: .* hidden_size is 24, but 16",
+        ),
+    ),
+}
+
+
+OUTPUTS = {
+    "collect": ("data/{}.h5",),
+    "phase1": ("{}/model-mle.safetensors", "{}/phase1.json"),
+    "phase2": ("{}/model.safetensors", "{}/phase2.json"),
+    "rollout": ("{}/rollouts.h5", "{}/rollout.json"),
+    "policy": ("{}/policy.safetensors", "{}/policy.json"),
+    "evaluate": ("{}/evaluation.h5",),
+    "theory": ("{}/theory.h5", "{}/theory.json"),
+}
+
+
+def outputs_of_failed_jobs(said: str) -> set[str]:
+    """What Snakemake took away before the jobs that failed, as it does before any job."""
+    failed = re.findall(r"(\S+/seed-\d+) failed in (\w+) of cycle (\d+)", said)
+    assert len(failed) > 1
+    return {f"data/runs/{run}/{name.format(f'{int(n):05d}')}" for run, stage, n in failed for name in OUTPUTS[stage]}
+
+
+@pytest.mark.parametrize("pair", [*list(PAIRS)[:3], pytest.param(list(PAIRS)[3], marks=pytest.mark.slow)])
+def test_a_spoilt_artifact_stops_its_run_with_a_sentence_and_is_made_anew_once_deleted(
+    finished: Path, bench: Path, tmp_path: Path, pair: str
+) -> None:
+    workspace = copied(finished, tmp_path / "workspace")
+    before = tree(workspace)
+    spoilt = [workspace / of / name for of, (name, _, _) in zip((OF_USBPO, OF_MBPO), PAIRS[pair], strict=True)]
+    for path, (_, spoil, _) in zip(spoilt, PAIRS[pair], strict=True):
+        spoil(path, bench)
+    ended = snakemake(workspace)
+    assert ended.code == 1, ended.said
+    assert "Traceback" not in ended.said
+    for _, _, said in PAIRS[pair]:
+        assert re.search(rf"^ +usbpo \w+: .*{said}.*; .*\.$", ended.said, flags=re.MULTILINE), ended.said
+    assert set(before) - set(tree(workspace)) <= outputs_of_failed_jobs(ended.said), "the rest is kept"
+    for path in spoilt:
+        path.unlink()
+    again = snakemake(workspace)
+    assert again.code == 0, again.said
+    assert tree(workspace) == before

@@ -1,0 +1,425 @@
+"""One update of soft actor-critic from one batch, with hand-derived gradients and buffers that are made once.
+
+The losses, with B rows, ends of episodes d, temperature α = exp(log α) before the update and a ~ π by the tanh-Gaussian
+of `sac.sample_action`:
+
+    critics      ½ Σ_c mean (Q_c(s, a) − y)²,   y = r + γ (1 − d) (min_c Q'_c(s', a') − α log π(a'|s'))
+    actor        mean (α log π(a|s) − min_c Q_c(s, a)), against the critics after their step
+    temperature  log α · (H − target entropy),   H = −mean log π(a|s)
+    targets      Q' ← Q' + polyak (Q − Q')
+
+Where the order of operations is free, it is this one. benchmarks/plain_sac.py says the same with autograd, and is what
+this is tested against; autograd makes every intermediate anew and differentiates the actor's loss through both critics.
+
+Every operation writes into a buffer that stays where it is; on a GPU nothing is read back and no size depends on a
+value, so that a CUDA graph holds the whole update (`usbpo.numerics.device`). Heads of one or a few units are computed
+transposed (units, rows), because the products of tall and narrow matrices are many times slower.
+"""
+
+from collections.abc import Callable, Iterator
+from math import log
+
+import torch
+from torch import Tensor
+
+from usbpo.agent import sac
+from usbpo.agent.sac import LOG_STD_BOUNDS, Agent, Architecture
+from usbpo.numerics.device import captured
+from usbpo.numerics.optimizer import FlatAdam, Params, flat_size, flat_views
+
+CPU = torch.device("cpu")
+LOG_DENSITY_CONSTANT = 2.0 * log(2.0) + 0.5 * log(2.0 * torch.pi)
+"""For each dimension of the action: of the Gaussian, and of log(1 − tanh²u) = 2 (log 2 − u − softplus(−2u))"""
+
+relu_backward = torch.ops.aten.threshold_backward.grad_input
+clamp_backward = torch.ops.aten.hardtanh_backward.grad_input
+softplus = torch.ops.aten.softplus.out
+
+
+def pack(
+    observations: Tensor,
+    actions: Tensor,
+    rewards: Tensor,
+    next_observations: Tensor,
+    terminations: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Transitions as (2, rows, obs_dim + act_dim + 1): (s, a, r), and (s', 0, 1 − d).
+
+    The zeros are room for the policy's actions in s', so that both halves are inputs of critics.
+
+    Args:
+        terminations: (rows,), 1 where the next state is terminal: time limits do not cut the bootstrap.
+        out: what is filled and returned, on any device; a new tensor without it.
+    """
+    (rows, obs_dim), act_dim = observations.shape, actions.shape[1]
+    if out is None:
+        out = observations.new_empty(2, rows, obs_dim + act_dim + 1)
+    out[0, :, :obs_dim], out[0, :, obs_dim:-1], out[0, :, -1] = observations, actions, rewards
+    out[1, :, :obs_dim], out[1, :, obs_dim:-1], out[1, :, -1] = next_observations, 0.0, 1.0 - terminations
+    return out
+
+
+class Layer:
+    """One layer of a network, or of several stacked ones.
+
+    Attributes:
+        weight, bias: (…, in, out) and (…, 1, out).
+        turned: the weight transposed, the same memory: a view costs as much as the arithmetic of a small kernel.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias, self.turned = weight, bias, weight.mT
+
+
+class Stack:
+    """Some of the stacked critics, or of the targets, that are passed through together.
+
+    Args:
+        params: of all of them, (2, …).
+        gradients: of the same shapes; what the caller fills.
+        place: which of them.
+        hidden: buffers (2, rows, hidden_size) for the outputs of the hidden layers.
+    """
+
+    def __init__(self, params: Params, gradients: Params, place: slice, hidden: list[Tensor]) -> None:
+        self.place = place
+        self.layers, self.gradients = (
+            layers_of({name: tensor[place] for name, tensor in group.items()}) for group in (params, gradients)
+        )
+        self.hidden = [output[place] for output in hidden]
+        self.hidden_turned = [output.mT for output in self.hidden]
+
+    def forward(self, inputs: Tensor, values: Tensor) -> None:
+        """Fill `hidden` and this stack's rows of `values` (2, rows) from inputs (rows, obs_dim + act_dim)."""
+        below = inputs.expand(len(self.hidden[0]), -1, -1)
+        for layer, output in zip(self.layers, self.hidden, strict=False):
+            below = torch.baddbmm(layer.bias, below, layer.weight, out=output).relu_()
+        last = self.layers[-1]
+        torch.baddbmm(last.bias, last.turned, self.hidden_turned[-1], out=values[self.place, None])
+
+    def backward(self, of_values: Tensor, hidden: list[Tensor], buffers: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """The gradient on its way down from the values of the last `forward`, or of some of its rows.
+
+        Args:
+            of_values: gradient of the values, (networks, rows).
+            hidden: outputs of the hidden layers, (networks, rows, hidden_size) each.
+            buffers: two of that size; what is yielded lies there.
+
+        Yields:
+            The place of a layer, the last hidden one first, and the gradient of its output before the ReLU, (networks,
+            rows, hidden_size).
+        """
+        flowing, other = buffers
+        torch.mul(of_values[:, :, None], self.layers[-1].turned, out=flowing)
+        for place in reversed(range(len(hidden))):
+            relu_backward(flowing, hidden[place], 0, grad_input=flowing)
+            yield place, flowing
+            if place:
+                flowing, other = torch.bmm(flowing, self.layers[place].turned, out=other), flowing
+
+
+def layers_of(params: Params) -> list[Layer]:
+    """The layers of a network, first to last."""
+    return [Layer(params[f"weight.{n}"], params[f"bias.{n}"]) for n in range(len(params) // 2)]
+
+
+class Learner:
+    """The agent in training.
+
+    Fill `batch` and `noise` in place and call `update`; it overwrites the actions of `batch`.
+
+    Args:
+        agent: where to go on from; it is not changed.
+        rows: rows of a batch.
+        real: how many of them, the first ones, are real; the others are from the model.
+        learning_rate: of actor, critics and temperature.
+        discount: γ.
+        polyak: share of the critics that enters the targets in each update.
+        target_entropy: what the temperature aims at, nats.
+        device: where to compute.
+        batched: both critics in one kernel and all rows in all products, as a GPU and its graphs want it; else one
+            critic after the other, whose tensors stay in the cache, and no row whose gradient is zero. By default as
+            the device wants it.
+
+    Attributes:
+        batch: (2, rows, obs_dim + act_dim + 1), as `pack` makes it.
+        noise: standard normal, (act_dim, 2, rows), for the present and the next actions.
+        actor, critics, targets, temperature: the agent's tensors, views of flat buffers.
+        updates: updates taken since the beginning of the run.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        *,
+        rows: int,
+        real: int,
+        learning_rate: float,
+        discount: float,
+        polyak: float,
+        target_entropy: float,
+        device: torch.device = CPU,
+        batched: bool | None = None,
+    ) -> None:
+        self.architecture, self.updates, self.device = agent.architecture, agent.updates, device
+        self.rows, self.real = rows, real
+        self.batched = device.type != "cpu" if batched is None else batched
+        self.discount, self.polyak, self.target_entropy = discount, polyak, target_entropy
+        self.dtype = agent.actor["weight.0"].dtype
+        with torch.no_grad():
+            self._make_parameters(agent, learning_rate)
+            self._make_buffers()
+        self._update = captured(self._one_update, device, self._changes())
+
+    def update(self) -> None:
+        """One update of everything from `batch` and `noise`."""
+        self._update()
+        self.updates += 1
+
+    def seen(self) -> dict[str, Tensor]:
+        """Scalars of the last update, before the step they belong to.
+
+        The losses, the mean Q on real and on model rows (NaN where there are none), the policy's entropy and the
+        temperature.
+        """
+        return {
+            "critic_loss": 0.5 * self._error.square().mean(dim=1).sum(),
+            "actor_loss": (self._alpha * self._log_density[0] - self._policy_values.amin(dim=0)).mean(),
+            "q_real": self._values[:, : self.real].mean(),
+            "q_model": self._values[:, self.real :].mean(),
+            "entropy": self._entropy.clone(),
+            "temperature": self._alpha.clone(),
+        }
+
+    def agent(self) -> Agent:
+        """A snapshot of the agent on the CPU, ready to be saved."""
+        return Agent(
+            architecture=self.architecture,
+            actor=_snapshot(self.actor),
+            critics=_snapshot(self.critics),
+            targets=_snapshot(self.targets),
+            temperature=_snapshot(self.temperature),
+            moments={name: _snapshot(moments) for name, moments in self._moments.items()},
+            updates=self.updates,
+        )
+
+    # ---- what is made once ----
+
+    def _changes(self) -> list[Tensor]:
+        """Everything that an update changes and the next one goes on from."""
+        return [self._targets, *self._critic_adam.state(), *self._actor_adam.state()]
+
+    def _make_parameters(self, agent: Agent, learning_rate: float) -> None:
+        """Flat buffers for the networks, their gradients and moments, filled from the agent."""
+        actor_shapes, critic_shapes = stored_shapes(self.architecture)
+        critics, self._targets = (self._zeros(2, flat_size(critic_shapes)) for _ in range(2))
+        weights, log_alpha = self._zeros(flat_size(actor_shapes)), self._zeros(1)
+        self._critic_adam = FlatAdam([critics], learning_rate)
+        self._actor_adam = FlatAdam([weights, log_alpha], learning_rate)
+
+        views: dict[str, Callable[[Tensor], Params]] = {
+            "actor": lambda buffer: _actor_views(buffer, actor_shapes),
+            "critics": lambda buffer: flat_views(buffer, critic_shapes),
+            "temperature": lambda buffer: {"log": buffer[0]},
+        }
+        self.actor, self.temperature = views["actor"](weights), views["temperature"](log_alpha)
+        self.critics, self.targets = views["critics"](critics), views["critics"](self._targets)
+        self._moments: dict[str, Params] = {}
+        for name, adam, place in (
+            ("actor", self._actor_adam, 0),
+            ("critics", self._critic_adam, 0),
+            ("temperature", self._actor_adam, 1),
+        ):
+            self._moments[name] = {"step": adam.steps[place]}
+            for moment, buffer in (("exp_avg", adam.exp_avg[place]), ("exp_avg_sq", adam.exp_avg_sq[place])):
+                self._moments[name] |= {f"{moment}.{of}": view for of, view in views[name](buffer).items()}
+        for name in (*sac.TRAINED, "targets"):
+            _fill(getattr(self, name), getattr(agent, name))
+        for name in sac.TRAINED:
+            _fill(self._moments[name], agent.moments[name])
+
+        self._actor_layers = layers_of(self.actor)
+        self._actor_gradients = layers_of(views["actor"](self._actor_adam.gradients[0]))
+        self._critic_gradients = views["critics"](self._critic_adam.gradients[0])
+
+    def _make_buffers(self) -> None:
+        """Everything that an update writes between the batch and the gradients."""
+        sizes, rows = self.architecture, self.rows
+        obs_dim, act_dim, hidden = sizes.obs_dim, sizes.act_dim, sizes.hidden_size
+        self.batch = self._zeros(2, rows, obs_dim + act_dim + 1)
+        self.noise = self._zeros(act_dim, 2, rows)
+        self._observations = self.batch.view(2 * rows, -1)[:, :obs_dim]
+        self._present, self._next = (half[:, : obs_dim + act_dim] for half in self.batch)
+        self._rewards, self._continues = self.batch[0, :, -1], self.batch[1, :, -1]
+        self._taken, self._to_take = (half[:, obs_dim : obs_dim + act_dim].t() for half in self.batch)
+
+        self._actor_hidden = [self._zeros(2 * rows, hidden) for _ in range(sizes.hidden_layers)]
+        self._actor_present = [h[:rows] for h in self._actor_hidden]
+        self._actor_below = [below.t() for below in (self._observations[:rows], *self._actor_present)]
+        self._head = self._zeros(2, act_dim, 2, rows)
+        self._mean, self._unclipped_log_std = self._head
+        self._head_rows = self._head.view(2 * act_dim, 2 * rows)
+        self._head_bias, self._actor_turned = self._actor_layers[-1].bias.t(), self._actor_hidden[-1].t()
+        self._log_std, self._deviation, self._before, self._actions, self._terms = (
+            self._zeros(act_dim, 2, rows) for _ in range(5)
+        )
+        self._log_density = self._zeros(2, rows)
+        self._alpha, self._entropy = self._zeros(()), self._zeros(())
+
+        together = 2 if self.batched else 1
+        places = [slice(start, start + together) for start in range(0, 2, together)]
+        outputs = [self._zeros(2, rows, hidden) for _ in range(sizes.hidden_layers)]
+        critics, targets = (self.critics, self._critic_gradients), (self.targets, self._critic_gradients)
+        self._critic_stacks = [Stack(*critics, place, outputs) for place in places]
+        self._target_stacks = [Stack(*targets, place, outputs) for place in places]
+        self._values, self._target_values, self._policy_values = (self._zeros(2, rows) for _ in range(3))
+        self._backup, self._error, self._of_values = self._zeros(rows), self._zeros(2, rows), self._zeros(2, rows)
+        self._critic_backward = [self._zeros(together, rows, hidden) for _ in range(2)]
+
+        self._action_gradient = self._zeros(act_dim, rows)
+        self._head_gradient = self._zeros(2, act_dim, rows)
+        self._actor_backward = [self._zeros(rows, hidden) for _ in range(2)]
+
+    def _zeros(self, *shape: int | tuple[()]) -> Tensor:
+        return torch.zeros(*shape, dtype=self.dtype, device=self.device)  # type: ignore[arg-type]
+
+    # ---- an update ----
+
+    @torch.no_grad()
+    def _one_update(self) -> None:
+        self._act()
+        self._step_critics()
+        self._step_actor_and_temperature()
+        self._targets.lerp_(self._critic_adam.buffers[0], self.polyak)
+
+    def _act(self) -> None:
+        """The policy's actions in present and next states, and their log-densities."""
+        torch.exp(self.temperature["log"], out=self._alpha)
+        hidden = self._observations
+        for layer, output in zip(self._actor_layers, self._actor_hidden, strict=False):
+            torch.addmm(layer.bias[0], hidden, layer.weight, out=output).relu_()
+            hidden = output
+        last = self._actor_layers[-1]
+        torch.addmm(self._head_bias, last.turned, self._actor_turned, out=self._head_rows)
+        mean, log_std = self._mean, self._unclipped_log_std
+        torch.clamp(log_std, *LOG_STD_BOUNDS, out=self._log_std)
+        torch.exp(self._log_std, out=self._deviation).mul_(self.noise)
+        torch.add(mean, self._deviation, out=self._before)
+        torch.tanh(self._before, out=self._actions)
+        # log π = Σ (−½ n² − log σ + 2 (u + softplus(−2u))) − constants, u before the tanh
+        torch.mul(self._before, -2.0, out=self._terms)
+        softplus(self._terms, out=self._terms).add_(self._before).mul_(2.0).sub_(self._log_std)
+        self._terms.addcmul_(self.noise, self.noise, value=-0.5)
+        torch.sum(self._terms, dim=0, out=self._log_density)
+        self._log_density.sub_(self.architecture.act_dim * LOG_DENSITY_CONSTANT)
+
+    def _step_critics(self) -> None:
+        """Regress both critics on the backup."""
+        self._to_take.copy_(self._actions[:, 1])
+        for targets in self._target_stacks:
+            targets.forward(self._next, self._target_values)
+        torch.amin(self._target_values, dim=0, out=self._backup)
+        self._backup.addcmul_(self._alpha, self._log_density[1], value=-1.0)
+        torch.addcmul(self._rewards, self._continues, self._backup, value=self.discount, out=self._backup)
+        for critics in self._critic_stacks:
+            critics.forward(self._present, self._values)
+            self._fill_critic_gradients(critics)
+        self._critic_adam.step()
+
+    def _fill_critic_gradients(self, critics: Stack) -> None:
+        """Gradients of the critics' loss after their `forward`."""
+        error, of_values = self._error[critics.place], self._of_values[critics.place]
+        torch.sub(self._values[critics.place], self._backup, out=error)
+        torch.mul(error, 1.0 / self.rows, out=of_values)
+        *gradients, of_last = critics.gradients
+        torch.bmm(of_values[:, None], critics.hidden[-1], out=of_last.turned)
+        torch.sum(of_values[:, None], dim=2, keepdim=True, out=of_last.bias)
+        below = [self._present.t().expand(len(error), -1, -1), *critics.hidden_turned]
+        for place, flowing in critics.backward(of_values, critics.hidden, self._critic_backward):
+            torch.bmm(below[place], flowing, out=gradients[place].weight)
+            torch.sum(flowing, dim=1, keepdim=True, out=gradients[place].bias)
+
+    def _step_actor_and_temperature(self) -> None:
+        """Raise the smaller value of the policy's actions and their entropy; move the temperature."""
+        self._taken.copy_(self._actions[:, 0])
+        values, chosen = self._policy_values, self._of_values
+        for critics in self._critic_stacks:
+            critics.forward(self._present, values)
+        torch.lt(values[0], values[1], out=chosen[0])
+        torch.ge(values[0], values[1], out=chosen[1])
+        if self.batched:
+            self._differentiate_all_rows(chosen)
+        else:
+            self._differentiate_chosen_rows(chosen)
+
+        # With v = ∂ min Q / ∂a: ∂u = (2 α a − v (1 − a²)) / B, ∂ log σ = ∂u σ n − α / B within the clip's bounds.
+        actions, (mean, log_std), rows = self._actions[:, 0], self._head_gradient, self.rows
+        torch.mul(self._action_gradient, actions, out=mean).add_(self._alpha, alpha=2.0)
+        mean.mul_(actions).sub_(self._action_gradient).mul_(1.0 / rows)
+        torch.mul(mean, self._deviation[:, 0], out=log_std).sub_(self._alpha, alpha=1.0 / rows)
+        clamp_backward(log_std, self._head[1, :, 0], *LOG_STD_BOUNDS, grad_input=log_std)
+
+        layers, gradients, head = self._actor_layers, self._actor_gradients, self._head_gradient.view(-1, rows)
+        torch.mm(head, self._actor_present[-1], out=gradients[-1].turned)
+        torch.sum(head, dim=1, keepdim=True, out=gradients[-1].bias.t())
+        flowing, other = self._actor_backward
+        torch.mm(head.t(), layers[-1].turned, out=flowing)
+        for place in reversed(range(len(layers) - 1)):
+            relu_backward(flowing, self._actor_present[place], 0, grad_input=flowing)
+            torch.mm(self._actor_below[place], flowing, out=gradients[place].weight)
+            torch.sum(flowing, dim=0, keepdim=True, out=gradients[place].bias)
+            if place:
+                flowing, other = torch.mm(flowing, layers[place].turned, out=other), flowing
+
+        torch.mean(self._log_density[0], dim=0, out=self._entropy).neg_()
+        torch.sub(self._entropy, self.target_entropy, out=self._actor_adam.gradients[1][0])
+        self._actor_adam.step()
+
+    def _differentiate_all_rows(self, chosen: Tensor) -> None:
+        """Fill the smaller value's gradient by the actions: whichever rows are whose, the sizes are the same.
+
+        Args:
+            chosen: (2, rows), 1 where a critic's value is the smaller one, else 0.
+        """
+        self._action_gradient.zero_()
+        for critics in self._critic_stacks:
+            flow = critics.backward(chosen[critics.place], critics.hidden, self._critic_backward)
+            *_, (_, of_first) = flow
+            for weight, of_network in zip(critics.layers[0].weight, of_first, strict=True):
+                self._action_gradient.addmm_(weight[self.architecture.obs_dim :], of_network.t())
+
+    def _differentiate_chosen_rows(self, chosen: Tensor) -> None:
+        """The same from half of the products: a critic's gradient of a row that is not its is zero."""
+        for critics, of_critic in zip(reversed(self._critic_stacks), chosen.flip(0), strict=True):
+            rows = of_critic.nonzero()[:, 0]
+            hidden = [output.index_select(1, rows) for output in critics.hidden]
+            buffers = [buffer[:, : len(rows)] for buffer in self._critic_backward]
+            *_, (_, of_first) = critics.backward(chosen.new_ones(1, len(rows)), hidden, buffers)
+            weight = critics.layers[0].weight[0, self.architecture.obs_dim :]
+            self._action_gradient.index_copy_(1, rows, torch.mm(weight, of_first[0].t()))
+
+
+def stored_shapes(architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Shapes of the actor and of one critic as they lie in memory: the actor's last weight is (out, in)."""
+    shapes = architecture.shapes()
+    actor, critic = dict(shapes["actor"]), {name: shape[1:] for name, shape in shapes["critics"].items()}
+    last = f"weight.{architecture.hidden_layers}"
+    actor[last] = actor[last][::-1]
+    return actor, critic
+
+
+def _actor_views(buffer: Tensor, stored: dict[str, tuple[int, ...]]) -> Params:
+    """The actor's tensors in the shapes that all others know."""
+    views = flat_views(buffer, stored)
+    last = f"weight.{len(stored) // 2 - 1}"
+    return {**views, last: views[last].t()}
+
+
+def _fill(places: Params, values: Params) -> None:
+    for name, place in places.items():
+        place.copy_(values[name])
+
+
+def _snapshot(params: Params) -> Params:
+    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in params.items()}

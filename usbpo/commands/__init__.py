@@ -1,0 +1,1 @@
+"""What a user types: the verbs of the command line."""

@@ -1,0 +1,542 @@
+"""Checks of a task before hours are spent on it: configuration, spaces, numbers, termination, repetition, restore."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from usbpo.environments import terminations, usercode
+from usbpo.environments.tasks import Simulator, Step, make, space_faults, time_limit
+from usbpo.environments.terminations import Termination
+from usbpo.errors import UsbpoError
+from usbpo.experiment import config
+from usbpo.experiment.config import EnvironmentKeys
+from usbpo.stages.collect import END_WITH_CYCLE
+
+METHOD = "mbpo"
+"""The method that is laid over a task, so that all of a run's keys can be checked."""
+
+OK, FAILED, NOT_CHECKED = "ok", "FAILED", "not checked"
+
+STEPS = 1500
+"""Steps of the random episodes."""
+
+LIMIT = 1000
+"""Time limit of an environment that has none of its own, so that the other checks can be made."""
+
+SIZES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 90.0, 110.0, 150.0, 300.0, 500.0)
+"""By how much a single coordinate of a MuJoCo state is moved, in its own unit, to both sides."""
+
+NEAR = 1e-6
+"""How near to the place where a verdict changes a MuJoCo state is looked for, relative to the coordinate (or to 1).
+
+Nearer than that, an equal rule that is computed in another way may differ by rounding.
+"""
+
+ENOUGH = 20
+"""Disagreements after which no further states are looked at."""
+
+INTERRUPTIONS = (1, 4, 15, 40)
+"""After how many steps an episode is interrupted."""
+
+FOLLOWED = 80
+"""Steps that are compared after an interruption."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found: its name, `OK`, `FAILED` or `NOT_CHECKED`, and a sentence."""
+
+    check: str
+    verdict: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.check + ':':14}{self.verdict:7} {self.sentence}"
+
+
+class _Fault(Exception):
+    """A check failed; the message is its sentence."""
+
+
+class _NotChecked(Exception):
+    """A check cannot be made; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A state that the simulator came to, judged by the simulator and by the termination function."""
+
+    observation: NDArray[np.float64]
+    by_simulator: bool
+    by_function: bool
+    where: str
+
+    @property
+    def agreed(self) -> bool:
+        return self.by_simulator == self.by_function
+
+
+def print_checks(file: str) -> bool:
+    """Print what `check_task` finds, one line for each check; True where nothing is wrong."""
+    found = check_task(file)
+    for finding in found:
+        print(finding)
+    return all(finding.verdict == OK for finding in found)
+
+
+def check_task(file: str) -> list[Finding]:
+    """Make every check that can be made of a task. All random numbers come from fixed seeds.
+
+    Args:
+        file: path of a task file, or the name of one in config/tasks.
+
+    Raises:
+        UsbpoError: there is no such file, or it is no YAML; everything else is a finding.
+    """
+    path = Path(file)
+    if not (path.suffix in (".yaml", ".yml") or path.is_file()):
+        path = config.find("tasks", file, config.FOLDERS)
+    layers = config.read_bases("tasks", path, config.FOLDERS)
+    found = []
+    try:
+        run = config.validated_run(layers + config.read_layers("algorithms", METHOD, config.FOLDERS), path)
+        found.append(Finding("keys", OK, f"{path} with {METHOD} laid over it is a complete configuration."))
+        keys = run.environment
+    except UsbpoError as error:
+        found.append(Finding("keys", FAILED, str(error)))
+        usable = _usable(config.merged(layers).get("environment"))
+        if usable is None:
+            return found
+        keys = usable
+    with _quiet():
+        return found + _Checks(keys).all()
+
+
+def _usable(section: Any) -> EnvironmentKeys | None:
+    """What a faulty configuration says of the environment, if enough to make it; a faulty termination stays in it."""
+    try:
+        return EnvironmentKeys.model_validate(section)
+    except ValidationError:
+        pass
+    if not isinstance(section, dict):
+        return None
+    of_environment = {name: section[name] for name in ("id", "arguments") if name in section}
+    try:
+        sound = EnvironmentKeys.model_validate(of_environment | {"termination": "never"})
+    except ValidationError:
+        return None
+    return sound.model_copy(update={"termination": str(section.get("termination"))})
+
+
+class _Checks:
+    """The checks of one environment."""
+
+    def __init__(self, keys: EnvironmentKeys) -> None:
+        self.keys = keys
+        self.arguments: dict[str, Any] = dict(keys.arguments)
+
+    def all(self) -> list[Finding]:
+        """Every check in the order in which a user would mend what it finds."""
+        found = [self._run("environment", self._environment)]
+        if found[0].verdict == FAILED and "max_episode_steps" not in self.arguments:
+            self.arguments["max_episode_steps"] = LIMIT  # so that the other checks can be made
+        checks = {
+            "spaces": self._spaces,
+            "observations": self._observations,
+            "reward": self._reward,
+            "termination": self._termination,
+            "repetition": self._repetition,
+            "restore": self._restore,
+        }
+        return found + [self._run(name, check) for name, check in checks.items()]
+
+    def _run(self, name: str, check: Callable[[], str]) -> Finding:
+        try:
+            return Finding(name, OK, check())
+        except (_Fault, UsbpoError) as fault:
+            return Finding(name, FAILED, str(fault))
+        except _NotChecked as reason:
+            return Finding(name, NOT_CHECKED, f"{reason}.")
+        except Exception as error:  # the environment may be the user's own, and fail in any way
+            return Finding(name, FAILED, f"the environment fails: {usercode.told(error)}; mend it.")
+
+    # ---- the checks ----
+
+    def _environment(self) -> str:
+        env = make(self.keys.id, self.arguments)
+        limit = time_limit(env)
+        if limit is None:
+            raise _Fault(
+                f"{self.keys.id!r} has no time limit; add max_episode_steps to environment.arguments, "
+                "{max_episode_steps: 1000} for example."
+            )
+        return f"{self.keys.id!r} can be made, and its episodes end after {limit._max_episode_steps} steps at most."
+
+    def _spaces(self) -> str:
+        env = self._made()
+        if faults := space_faults(env):
+            raise _Fault(f"{self.keys.id!r}: {'; '.join(faults)}.")
+        observations, actions = np.prod(env.observation_space.shape), np.prod(env.action_space.shape)
+        return f"boxes of {observations:.0f} observations and {actions:.0f} bounded actions."
+
+    def _observations(self) -> str:
+        space = self._made().observation_space
+        if not isinstance(space, Box):
+            raise _NotChecked("its observation space is no box")
+        for step, observation, _, _ in self._episodes():
+            if np.shape(observation) != space.shape:
+                raise _Fault(
+                    f"the observation after {step} steps has shape {np.shape(observation)}, but its space has "
+                    f"{space.shape}; mend one of them."
+                )
+            values = np.asarray(observation, dtype=np.float64).reshape(-1)
+            stored = values.astype(np.float32)
+            if not np.isfinite(stored).all():
+                entry = int(np.flatnonzero(~np.isfinite(stored))[0])
+                raise _Fault(
+                    f"entry {entry} of the observation is {values[entry]} after {step} steps; no model can be trained "
+                    "on it, so keep it finite, also in single precision, or end the episode before."
+                )
+        return f"finite in {STEPS} steps with random actions."
+
+    def _reward(self) -> str:
+        lowest, highest = np.inf, -np.inf
+        for step, _, reward, _ in self._episodes():
+            if step and not np.isfinite(np.float32(reward)):
+                raise _Fault(
+                    f"the reward is {float(reward)} after {step} steps; keep it finite, also in single precision."
+                )
+            if step:
+                lowest, highest = min(lowest, float(reward)), max(highest, float(reward))
+        return f"finite in {STEPS} steps with random actions, between {lowest:.4g} and {highest:.4g}."
+
+    def _termination(self) -> str:
+        function, name = terminations.find(self.keys.termination), self.keys.termination
+        env = self._made()
+        if not isinstance(env.observation_space, Box):
+            raise _NotChecked("its observation space is no box")
+        if space_faults(env):
+            judged, left_out, late = _until_enough(self._judged_without_simulator(function)), 0, 0
+        else:
+            states = _States(self._simulator(), function)
+            judged, left_out, late = _until_enough(states.all()), states.left_out, states.late
+        differing = [state for state in judged if not state.agreed]
+        if differing:
+            example = differing[0]
+            first = "the first " if len(differing) == ENOUGH else ""
+            ending, other = ("function", "simulator")[:: 1 if example.by_function else -1]
+            raise _Fault(
+                f"{name!r} disagrees with the simulator on {len(differing)} of {first}{len(judged)} states, for "
+                f"example {example.where}: the {ending} ends the episode and the {other} does not; mend the function."
+            )
+        together = function(np.array([state.observation for state in judged]))
+        if (together != [state.by_function for state in judged]).any():
+            raise _Fault(f"{name!r} judges a state differently in a batch and alone; let each row be judged by itself.")
+        ended = sum(state.by_simulator for state in judged)
+        sentence = f"{name!r} agrees with the simulator on {len(judged)} states, {ended} of them terminal"
+        if not ended and name != "never":
+            sentence += ", so that it has not been tested where an episode ends"
+        if late:
+            sentence += f"; {late} that a step judges by a position that lags behind were judged anew"
+        if left_out:
+            sentence += f"; {left_out} that the observation does not show were left out"
+        return f"{sentence}."
+
+    def _repetition(self) -> str:
+        first, second = self._simulator(), self._simulator()
+        second.reset(5)
+        for one, other in zip(_followed(first, 7, STEPS // 5), _followed(second, 7, STEPS // 5), strict=True):
+            if one != other:
+                raise _Fault(
+                    "two episodes from the same seed and actions differ, so no run could be repeated; draw every "
+                    "random number of the environment from self.np_random, and let reset(seed=…) reseed it."
+                )
+        return "the same seed and actions give the same steps."
+
+    def _restore(self) -> str:
+        simulator = self._simulator()
+        if self.keys.episodes == END_WITH_CYCLE:
+            also = ", although it could be restored" if simulator.restorable else ""
+            return f"nothing is restored, for its episodes end with the cycle (environment.episodes){also}."
+        simulator.require_restorable()
+        cure = "set environment.episodes to end_with_cycle."
+        if not simulator.is_mujoco:
+            cure = f"let get_state give, and change nothing of, all that a step or reset depends on, or {cure}"
+        for steps in INTERRUPTIONS:
+            whole, stored, restored = self._simulator(), self._simulator(), self._simulator()
+            for _ in zip(_followed(whole, 11, steps), _followed(stored, 11, steps), strict=True):
+                pass
+            for _ in _followed(restored, 12, 20):  # whatever it did before must leave no trace
+                pass
+            restored.restore({name: np.atleast_1d(values).copy() for name, values in stored.state().items()})
+            after = [[*_followed(simulator, None, FOLLOWED)] for simulator in (whole, stored, restored)]
+            begun = [simulator.reset().tobytes() for simulator in (whole, stored, restored)]
+            for which, others in (("whose state was stored", 1), ("restored", 2)):
+                if after[0] != after[others]:
+                    where = _first_difference(after[0], after[others])
+                elif begun[0] != begun[others]:
+                    where = "in how the next one begins"
+                else:
+                    continue
+                raise _Fault(
+                    f"an episode {which} after {steps} step{'s' * (steps > 1)} differs from the uninterrupted "
+                    f"one {where}; {cure}"
+                )
+        return f"exact in each of {len(INTERRUPTIONS)} interrupted episodes."
+
+    # ---- what they look at ----
+
+    def _made(self) -> Any:
+        try:
+            return make(self.keys.id, self.arguments)
+        except UsbpoError as error:
+            raise _NotChecked("the environment cannot be made") from error
+
+    def _simulator(self) -> Simulator:
+        if space_faults(self._made()):
+            raise _NotChecked("its spaces must be mended first")
+        return Simulator(self.keys.id, self.arguments)
+
+    def _episodes(self) -> Iterator[tuple[int, Any, float, bool]]:
+        """Random episodes: step within the episode, observation, reward and terminated.
+
+        Every other episode holds its actions for a while, so that it gets farther.
+        """
+        env, rng = self._made(), np.random.default_rng(3)
+        env.action_space.seed(3)
+        made = episode = 0
+        while made < STEPS:
+            observation, _ = env.reset(seed=episode)
+            yield 0, observation, 0.0, False
+            step, ended, action = 0, False, None
+            while not ended and made < STEPS:
+                if action is None or episode % 2 == 0 or rng.uniform() < 0.1:
+                    action = _random_action(env.action_space, rng)
+                observation, reward, terminated, truncated, _ = env.step(action)
+                step, made, ended = step + 1, made + 1, terminated or truncated
+                yield step, observation, reward, bool(terminated)
+            episode += 1
+
+    def _judged_without_simulator(self, function: Termination) -> Iterator[_Judged]:
+        for step, observation, _, terminated in self._episodes():
+            if step:
+                flat = np.asarray(observation, dtype=np.float64).reshape(-1)
+                yield _Judged(flat, terminated, _ends(function, flat), _described(step, flat))
+
+
+_STEP = ("observation", "reward", "terminated", "truncated")
+
+_Steps = list[tuple[bytes, bytes, bool, bool]]
+
+
+def _first_difference(one: _Steps, other: _Steps) -> str:
+    """Where two sequences of steps first differ, in words."""
+    for following, (a, b) in enumerate(zip(one, other, strict=True), start=1):
+        for name, mine, theirs in zip(_STEP, a, b, strict=True):
+            if mine != theirs:
+                return f"{following} step{'s' * (following > 1)} later in its {name}"
+    raise AssertionError("they do not differ")
+
+
+def _random_action(space: Any, rng: np.random.Generator) -> Any:
+    if isinstance(space, Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
+        return rng.uniform(space.low, space.high)
+    return space.sample()
+
+
+def _followed(simulator: Simulator, seed: int | None, steps: int) -> Iterator[tuple[bytes, bytes, bool, bool]]:
+    """Steps with random actions from `seed` on, or from where the simulator is; each in comparable form."""
+    rng = np.random.default_rng(17)
+    if seed is not None:
+        simulator.reset(seed)
+    for _ in range(steps):
+        step = simulator.step(rng.uniform(-1.0, 1.0, simulator.act_dim))
+        yield step.observation.tobytes(), np.float64(step.reward).tobytes(), step.terminated, step.truncated
+        if step.terminated or step.truncated:
+            simulator.reset()
+
+
+class _States:
+    """States of a simulator, judged by itself and by a termination function.
+
+    They come from random episodes and, for a MuJoCo task, from moving each coordinate of the initial state, by
+    little and by much, and ever nearer to where the simulator or the function changes its verdict. Of a MuJoCo task
+    the simulator's verdict on a state can be had by a step of no length. Where function and simulator differ after a
+    real step, that settles two matters that are no fault of the function: a simulator may judge by a position that
+    lags behind the observation (InvertedDoublePendulum), and it may judge by a velocity that the observation clips
+    (Hopper). The first kind is judged anew, the second is left out.
+
+    Attributes:
+        late: how many states were judged anew.
+        left_out: how many states were left out.
+    """
+
+    def __init__(self, simulator: Simulator, function: Termination) -> None:
+        self.simulator, self.function = simulator, function
+        self.late = self.left_out = 0
+        self.visible: list[int] = []
+        if simulator.is_mujoco:
+            simulator.reset(0)
+            start = np.concatenate([simulator.base.init_qpos, simulator.base.init_qvel])
+            self.visible = [n for n in range(len(start)) if self._shows(start, n)]
+
+    def all(self) -> Iterator[_Judged]:
+        """Every state."""
+        yield from self._of_episodes()
+        if self.simulator.is_mujoco:
+            yield from self._moved()
+
+    def _of_episodes(self) -> Iterator[_Judged]:
+        simulator, rng = self.simulator, np.random.default_rng(3)
+        made = episode = 0
+        while made < STEPS:
+            simulator.reset(episode)
+            step, ended, action = 0, False, np.zeros(simulator.act_dim)
+            while not ended and made < STEPS:
+                if episode % 2 == 0 or rng.uniform() < 0.1:
+                    action = rng.uniform(-1.0, 1.0, simulator.act_dim)
+                taken = simulator.step(action)
+                step, made, ended = step + 1, made + 1, taken.terminated or taken.truncated
+                yield from self._after_a_step(taken, _described(step, taken.observation))
+            episode += 1
+
+    def _moved(self) -> Iterator[_Judged]:
+        """One coordinate off the initial state, near to where a verdict changes above all; and a step from there."""
+        base, rng = self.simulator.base, np.random.default_rng(4)
+        start = np.concatenate([base.init_qpos, base.init_qvel])
+        for coordinate in range(len(start)):
+            values = [float(start[coordinate] + sign * size) for size in (0.0, *SIZES) for sign in (-1.0, 1.0)][1:]
+            along = {value: self._at(start, coordinate, value) for value in values}
+            for value, judged in along.items():
+                yield from self._unless_hidden(judged, start, coordinate, value)
+                where = f"a step after {judged.where.removeprefix('with ').replace(' at ', ' was at ')}"
+                self._set(_moved_to(start, coordinate, value))
+                taken = self.simulator.step(rng.uniform(-1.0, 1.0, self.simulator.act_dim))
+                yield from self._after_a_step(taken, where)
+            for one, other in pairwise(sorted(along.items())):
+                yield from self._between(start, coordinate, one, other)
+
+    def _between(
+        self, start: NDArray[np.float64], coordinate: int, one: tuple[float, _Judged], other: tuple[float, _Judged]
+    ) -> Iterator[_Judged]:
+        """Bisect between two values of a coordinate, where the simulator's or the function's verdict changes."""
+        for verdict in (attrgetter("by_simulator"), attrgetter("by_function")):
+            low, high = one, other
+            while verdict(low[1]) != verdict(high[1]) and high[0] - low[0] > NEAR * max(1.0, abs(low[0])):
+                value = 0.5 * (low[0] + high[0])
+                judged = self._at(start, coordinate, value)
+                yield from self._unless_hidden(judged, start, coordinate, value)
+                if verdict(judged) == verdict(low[1]):
+                    low = value, judged
+                else:
+                    high = value, judged
+
+    def _at(self, start: NDArray[np.float64], coordinate: int, value: float) -> _Judged:
+        observation, terminated = self._look(_moved_to(start, coordinate, value))
+        positions = self.simulator.base.model.nq
+        name = f"qpos[{coordinate}]" if coordinate < positions else f"qvel[{coordinate - positions}]"
+        return _Judged(observation, terminated, _ends(self.function, observation), f"with {name} at {value:.7g}")
+
+    def _unless_hidden(
+        self, judged: _Judged, start: NDArray[np.float64], coordinate: int, value: float
+    ) -> Iterator[_Judged]:
+        if judged.agreed or not self._hides(_moved_to(start, coordinate, value)):
+            yield judged
+        else:
+            self.left_out += 1
+
+    def _after_a_step(self, step: Step, where: str) -> Iterator[_Judged]:
+        judged = _Judged(step.observation, step.terminated, _ends(self.function, step.observation), where)
+        if judged.agreed or not self.simulator.is_mujoco:
+            yield judged
+            return
+        data, kept = self.simulator.base.data, self.simulator.state()
+        state = np.concatenate([data.qpos, data.qvel])
+        observation, terminated = self._look(state)
+        anew = _Judged(observation, terminated, _ends(self.function, observation), where)
+        if self._hides(state):
+            self.left_out += 1
+        elif anew.agreed:
+            self.late += 1
+            yield anew
+        else:
+            yield judged
+        self.simulator.restore(kept)
+
+    def _set(self, state: NDArray[np.float64]) -> None:
+        base = self.simulator.base
+        base.set_state(state[: base.model.nq].copy(), state[base.model.nq :].copy())
+        self.simulator.time_limit._elapsed_steps = 0
+
+    def _look(self, state: NDArray[np.float64]) -> tuple[NDArray[np.float64], bool]:
+        """A state's observation, and whether the simulator ends an episode there: a step of no length from it."""
+        base = self.simulator.base
+        self._set(state)
+        base.do_simulation = lambda *_: mujoco.mj_rnePostConstraint(base.model, base.data)
+        try:
+            step = self.simulator.step(np.zeros(self.simulator.act_dim))
+        finally:
+            del base.do_simulation
+        return step.observation, step.terminated
+
+    def _shows(self, state: NDArray[np.float64], coordinate: int) -> bool:
+        """Whether the observation tells a coordinate of a state from one a little farther out."""
+        farther = state.copy()
+        farther[coordinate] += np.copysign(1e-3 * max(1.0, abs(state[coordinate])), state[coordinate])
+        return not np.array_equal(self._look(state)[0], self._look(farther)[0])
+
+    def _hides(self, state: NDArray[np.float64]) -> bool:
+        """Whether the observation no longer shows a coordinate that it shows at the initial state."""
+        return not all(self._shows(state, coordinate) for coordinate in self.visible)
+
+
+def _moved_to(state: NDArray[np.float64], coordinate: int, value: float) -> NDArray[np.float64]:
+    """A copy of a state with another value of one coordinate."""
+    moved = state.copy()
+    moved[coordinate] = value
+    return moved
+
+
+def _until_enough(states: Iterator[_Judged]) -> list[_Judged]:
+    """The states up to the one with which it is plain that the function is wrong."""
+    seen, differing = [], 0
+    for state in states:
+        seen.append(state)
+        differing += not state.agreed
+        if differing == ENOUGH:
+            break
+    return seen
+
+
+def _ends(function: Termination, observation: NDArray[np.float64]) -> bool:
+    return bool(function(observation[None])[0])
+
+
+def _described(step: int, observation: NDArray[np.float64]) -> str:
+    """Where a state of a random episode was met, with the first numbers of its observation."""
+    more = ", …" if len(observation) > 4 else ""
+    return f"{step} random steps into an episode, at [{', '.join(f'{value:.4g}' for value in observation[:4])}{more}]"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MuJoCo and NumPy from warning of far-off states, MuJoCo into a file in the current folder."""
+    handler = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        mujoco.set_mju_user_warning(handler)

@@ -1,0 +1,1 @@
+"""Simulators, terminations, a simulator's state from an observation, the user's own modules."""

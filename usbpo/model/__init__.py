@@ -1,0 +1,1 @@
+"""The model: the ensemble, phases 1 and 2, the theory, the trigger."""

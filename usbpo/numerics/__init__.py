@@ -1,0 +1,1 @@
+"""What model and agent share: the optimizer, devices, seeds."""

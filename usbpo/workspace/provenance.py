@@ -1,0 +1,200 @@
+"""What Snakemake knows of a folder's files, carried with them: `provenance.jsonl.gz`.
+
+Without its records, Snakemake takes a pulled workspace for one in which nearly everything is out of date; with them it
+finds nothing to do, and notices every change as precisely as where the files were made. The format of the records is
+private to Snakemake. It is read and written by Snakemake's own class, and used only where the number of the format is
+the one that the records were made with.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from usbpo.artifacts import layout, pulled
+from usbpo.artifacts.files import sha256, writing
+from usbpo.errors import UsbpoError
+
+VERSION = 1
+"""Of the file's own lines."""
+
+STAMP = 946_684_800
+"""The time stamp that pulled files get, 2000-01-01: one for all folders, and older than whatever is made here."""
+
+KEPT = (
+    *("rule", "input", "log", "shellcmd", "params", "code", "record_format_version", "conda_env"),
+    *("container_img_url", "software_stack_hash", "input_checksums"),
+)
+"""The entries of a record that say how a file was made; the others are times, and marks of the process that made it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the folder, there or not: temporary rollouts have a record after they were deleted."""
+
+    record: Mapping[str, Any]
+    sha256: str | None = None
+    """Of its content; None where it was not there."""
+
+
+def format_number() -> int:
+    """The number that the installed Snakemake gives to the format of its records."""
+    from snakemake.persistence import RECORD_FORMAT_VERSION
+
+    return int(RECORD_FORMAT_VERSION)
+
+
+def read(path: Path) -> tuple[int, dict[str, Entry]]:
+    """The number of the records' format, and the entries by path from the workspace; (0, {}) without such a file.
+
+    Raises:
+        UsbpoError: it is damaged, or of a later version.
+    """
+    if not path.is_file():
+        return 0, {}
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            head, *lines = [json.loads(line) for line in file]
+        number, version = int(head["format"]), head["provenance"]
+        entries = {line["path"]: Entry(dict(line["record"]), line["sha256"]) for line in lines}
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise UsbpoError(f"{path}: it is damaged ({error}); pull it again, or delete it.") from error
+    if version != VERSION:
+        raise UsbpoError(f"{path}: it is of version {version}, this usbpo reads {VERSION}; take the newer usbpo.")
+    return number, entries
+
+
+def write(path: Path, entries: Mapping[str, Entry]) -> None:
+    """Write entries: equal ones give equal bytes, without times and names of machines."""
+    lines: list[dict[str, Any]] = [{"provenance": VERSION, "format": format_number()}]
+    lines += [{"path": name, "sha256": e.sha256, "record": dict(e.record)} for name, e in sorted(entries.items())]
+    text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+    with writing(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def records(root: Path, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What Snakemake has recorded of files below `root`, without times and marks of processes; by path.
+
+    A file that is being made, or was left half-made by a crash, has none; so has one of an earlier format.
+    """
+    persistence = _persistence(root)
+    names = list(paths)
+    unfinished = persistence._filter_incomplete_keys(names)
+    found = {name: persistence._read_record(name) for name in names if name not in unfinished}
+    return {
+        name: {key: getattr(record, key) for key in KEPT}
+        for name, record in found.items()
+        if record is not None and record.record_format_version == format_number()
+    }
+
+
+def changed_since(root: Path, names: Iterable[str]) -> set[str]:
+    """Those of the files that were written, or touched, after the job had left them of which Snakemake has a record."""
+    persistence = _persistence(root)
+    left = {name: getattr(persistence._read_record(name), "endtime", None) for name in names}
+    return {name for name, time in left.items() if time is not None and (root / name).stat().st_mtime > time}
+
+
+def restore(root: Path) -> list[str]:
+    """Give Snakemake the records of every pulled folder below `root` whose provenance it has not been given yet.
+
+    A file whose content is not the one that was recorded keeps the record that it has. Files that are, and are no
+    links, get one time stamp, so that Snakemake need not read them to see that none is out of date.
+
+    Returns: sentences that the user shall read.
+
+    Raises:
+        UsbpoError: a provenance file is damaged, or of another folder.
+    """
+    state, said = pulled.note_of(root), []
+    known = {str(path.parent.relative_to(root)): path for path in _provenance_files(root)}
+    for folder, path in known.items():
+        before = state.get(folder, {"sha256": None, "cycles": [], "left": []})
+        mark = sha256(path)
+        came = [cycle for cycle in before["left"] if (root / folder / layout.five_digits(cycle)).is_dir()]
+        if mark == before["sha256"] and not came:
+            continue
+        number, entries = read(path)
+        if any(not name.startswith(f"{folder}/") or ".." in Path(name).parts for name in entries):
+            raise UsbpoError(f"{path}: it is of another folder; delete it, or pull {folder} again.")
+        said += _put_back(root, path, number, entries)
+        cycles = _cycles(folder, entries)
+        absent = [cycle for cycle in cycles if not (root / folder / layout.five_digits(cycle)).is_dir()]
+        left = [cycle for cycle in absent if cycle in before["left"] or cycle not in before["cycles"]]
+        state[folder] = {"sha256": mark, "cycles": cycles, "left": left}
+    pulled.write_note(root, {folder: state[folder] for folder in state if folder in known})
+    return said
+
+
+def remember(root: Path, folder: str) -> None:
+    """Note that `folder`'s provenance needs not be put back, because it was made here."""
+    path = root / folder / layout.PROVENANCE
+    state = pulled.note_of(root)
+    left = pulled.left_behind(root, folder)
+    state[folder] = {"sha256": sha256(path), "cycles": _cycles(folder, read(path)[1]), "left": left}
+    pulled.write_note(root, state)
+
+
+def _put_back(root: Path, path: Path, number: int, entries: Mapping[str, Entry]) -> list[str]:
+    """Write the records of one folder, and make the time stamps of its files equal."""
+    usable = number == format_number()
+    persistence = _persistence(root)
+    others = []
+    for name, entry in entries.items():
+        file = root / name
+        is_there = file.is_file()
+        if is_there and sha256(file) != entry.sha256:
+            others += [name] if entry.sha256 else []
+            continue
+        if is_there and not (usable and _is_link(file)):
+            os.utime(file, (STAMP, STAMP))
+        if usable:
+            persistence._write_record(name, _record(entry.record))
+    said = []
+    if others:
+        more = f" and {len(others) - 1} more are" if len(others) > 1 else " is"
+        said.append(
+            f"{others[0]}{more} not what {path} describes; `dvc checkout --force {path.parent}` brings what is."
+        )
+    if not usable:
+        said.append(
+            f"{path} was written by a Snakemake that keeps its records otherwise (format {number}, here "
+            f"{format_number()}): they cannot be used, so the files got equal time stamps instead, and Snakemake will "
+            "not notice what was changed in the configuration or the code since they were made."
+        )
+    return said
+
+
+def _record(kept: Mapping[str, Any]) -> Any:
+    """A record as Snakemake has it; the job's number is that of its rule and command, which no two jobs share."""
+    from snakemake.persistence import MetadataRecord
+
+    text = f"{kept['rule']}\n{kept['shellcmd']}"
+    job = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
+    return MetadataRecord(**kept, starttime=STAMP, endtime=STAMP, incomplete=False, job_hash=job)
+
+
+def _persistence(root: Path) -> Any:
+    from snakemake.persistence.file import FilePersistence
+
+    return FilePersistence(path=Path(os.path.abspath(root)) / ".snakemake")
+
+
+def _is_link(file: Path) -> bool:
+    return file.is_symlink() or file.stat().st_nlink > 1
+
+
+def _cycles(folder: str, names: Iterable[str]) -> list[int]:
+    """The cycles of a run whose folders have some of the files."""
+    parts = {name.removeprefix(f"{folder}/").split("/")[0] for name in names}
+    return sorted(int(part) for part in parts if len(part) == 5 and part.isdigit())
+
+
+def _provenance_files(root: Path) -> list[Path]:
+    below = root / "data"
+    return sorted([*below.glob(f"runs/*/*/seed-*/{layout.PROVENANCE}"), *below.glob(f"results/*/{layout.PROVENANCE}")])
