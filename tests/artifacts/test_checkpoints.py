@@ -88,7 +88,8 @@ def test_a_policy_is_read_bit_for_bit(tmp_path: Path, agent: Agent) -> None:
 ANOTHER_PROCESS = """
 import sys, torch
 from pathlib import Path
-from usbpo import ensemble, sac
+from usbpo.agent import sac
+from usbpo.model import ensemble
 from usbpo.artifacts.header import Header
 folder = Path(sys.argv[1])
 model = ensemble.new_ensemble(ensemble.Architecture(3, 2, 4, 2, 2, 8), torch.Generator().manual_seed(0))
@@ -115,7 +116,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from usbpo import checkpoints, files
+from usbpo.artifacts import checkpoints, files
 from usbpo.artifacts.header import Header
 files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 checkpoints.write(Path(sys.argv[1]), Header("policy", "tiny", 0, 9), {"a": torch.zeros(1000)})

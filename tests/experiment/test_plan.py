@@ -12,10 +12,10 @@ from helpers.workflow import FOLDERS, MBPO, RESULTS, USBPO, Job, dry_run, jobs, 
 
 from usbpo.artifacts.files import write_json
 from usbpo.artifacts.layout import BLOCK, SHARD
+from usbpo.artifacts.pulled import STATE_FILE
 from usbpo.errors import UsbpoError
 from usbpo.experiment.config import RunConfig, load_run
 from usbpo.experiment.plan import Plan, Run, as_options, check_writable, ranges
-from usbpo.workspace.provenance import STATE_FILE
 
 WITH_DATA = ("phase1", "phase2", "rollout", "policy", "theory")
 """The stages that are given all of D_env."""

@@ -182,7 +182,7 @@ def test_runs_that_snakemakes_without_locks_hold_are_told_from_those_that_nobody
     for run in (held, stopped):
         snakemake_at_work(tmp_path, run.path(layout.POLICY, 3))
     (tmp_path / ".snakemake/locks/0.output.lock").unlink()
-    holding = "import sys; from pathlib import Path; from usbpo import lifetime\n"
+    holding = "import sys; from pathlib import Path; from usbpo.workspace import lifetime\n"
     holding += "lifetime.hold_names(Path(sys.argv[1]), sys.argv[2:]); print('held', flush=True); input()"
     names = [str(run.path(layout.RUN)) for run in (held, waiting)]
     words = [sys.executable, "-c", holding, str(tmp_path), *names]

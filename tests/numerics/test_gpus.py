@@ -19,7 +19,7 @@ from usbpo.numerics import device, gpus
 STAGE = """
 import sys
 from pathlib import Path
-from usbpo import gpus
+from usbpo.numerics import gpus
 print(gpus.claim(sys.argv[2:], Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """
@@ -73,7 +73,7 @@ def test_a_gpu_is_the_same_under_any_number_that_cuda_gives_it(stage: Start) -> 
 
 def test_a_process_that_the_stage_starts_does_not_keep_its_gpu(tmp_path: Path) -> None:
     leaves_one = (
-        "import subprocess, sys; from pathlib import Path; from usbpo import gpus; "
+        "import subprocess, sys; from pathlib import Path; from usbpo.numerics import gpus; "
         "gpus.claim(['a', 'b'], Path(sys.argv[1])); "
         "print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)"
     )

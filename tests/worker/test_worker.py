@@ -18,13 +18,13 @@ import pytest
 
 import usbpo
 from usbpo.errors import UsbpoError
-from usbpo.worker import client
+from usbpo.worker import client, protocol
 from usbpo.worker import server as worker
 from usbpo.workspace import lifetime
 
 SERVE = """
 import os, sys, threading, time
-from usbpo import worker
+from usbpo.worker import server as worker
 from usbpo.errors import UsbpoError
 
 def stage(argv):
@@ -44,13 +44,13 @@ except UsbpoError as error:
 CLIENT = """
 import sys, types
 cli = types.ModuleType("usbpo.commands.cli")
-def main(argv):
+def main(argv, also=()):
     print("direct", *argv)
     exec(argv[1] if len(argv) > 1 and argv[1].startswith("input()") else "")
     return 0
 cli.main = main
 sys.modules["usbpo.commands.cli"] = cli
-import usbpo
+import usbpo.commands
 usbpo.commands.cli = cli
 from usbpo.worker.client import main
 sys.exit(main())
@@ -79,8 +79,12 @@ class Room:
             "XDG_RUNTIME_DIR": str(self.runtime),
             client.VERBOSE: "1",
         }
-        self.path = self.python("from usbpo import worker; print(worker.socket_path(''))").communicate()[0].strip()
-        self.environment[client.WORKER] = self.path
+        self.path = (
+            self.python("from usbpo.worker import server as worker; print(worker.socket_path(''))")
+            .communicate()[0]
+            .strip()
+        )
+        self.environment[protocol.WORKER] = self.path
 
     def spawn(self, *command: str, **environment: str) -> Process:
         process = subprocess.Popen(
@@ -122,7 +126,7 @@ class Room:
         stage = f"""
 import os, signal, sys, time
 from pathlib import Path
-from usbpo import lifetime
+from usbpo.workspace import lifetime
 Path({str(told)!r} + "~").write_text(lifetime.identity())
 Path({str(told)!r} + "~").rename({str(told)!r})
 {code}
@@ -224,7 +228,7 @@ print(json.dumps({
         "sys.argv": ["usbpo", *argv],
         "stdin": "given",
         "cwd": str(tmp_path),
-        "env": environment | client.ONE_THREAD,
+        "env": environment | protocol.ONE_THREAD,
         "mask": 0o027,
         "leader": True,
         "blocked": [],
@@ -367,7 +371,7 @@ def test_changed_code_is_not_served_by_an_old_worker(room: Room, change: str) ->
 @pytest.fixture(scope="module")
 def in_bash(served: Room) -> dict[str, str]:
     """The environment by which bash starts the client of the package that is served."""
-    told = served.python("import json; from usbpo import client; print(json.dumps(client.shell_function()))")
+    told = served.python("import json; from usbpo.worker import client; print(json.dumps(client.shell_function()))")
     return dict(json.loads(told.communicate()[0]))
 
 
@@ -381,7 +385,7 @@ def test_bash_starts_a_client_that_the_worker_serves(served: Room, in_bash: dict
 
 @pytest.mark.parametrize("switch", ["0", "1"])
 def test_what_bash_cannot_have_served_runs_directly(served: Room, in_bash: dict[str, str], switch: str) -> None:
-    without = {client.WORKER: str(served.folder / "none.sock"), client.SWITCH: switch, client.VERBOSE: "0"}
+    without = {protocol.WORKER: str(served.folder / "none.sock"), protocol.SWITCH: switch, client.VERBOSE: "0"}
     process = served.spawn("bash", "-c", "usbpo phase1 --cycle", **in_bash, **without)
     out, err = process.communicate()
     assert (out, process.returncode) == ("", 2)
@@ -558,7 +562,8 @@ def test_a_started_worker_serves_the_real_command_line_from_one_thread(room: Roo
     """Start it as the Snakefile does: with all imports and an optimizer built."""
     code = """
 import os
-from usbpo import lifetime, worker
+from usbpo.workspace import lifetime
+from usbpo.worker import server as worker
 os.environ["USBPO_OWNER"] = lifetime.identity()
 path = worker.start()
 assert path == worker.start()
@@ -576,7 +581,7 @@ input()
         told.append((*process.communicate(), process.returncode))
     assert told[0] == told[1]
     assert "Usage: usbpo phase1" in told[0][0]
-    identity = Path(client.identity_file(path)).read_text().strip()
+    identity = Path(protocol.identity_file(path)).read_text().strip()
     assert lifetime.alive(identity)
     tasks = Path(f"/proc/{identity.split(':')[0]}/task")
     assert not tasks.exists() or len(list(tasks.iterdir())) == 1

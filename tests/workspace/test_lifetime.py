@@ -26,7 +26,7 @@ def start() -> Iterator[Start]:
     processes = []
 
     def start(code: str, *arguments: str, **options: object) -> "subprocess.Popen[str]":
-        prelude = "import os, sys, time\nfrom pathlib import Path\nfrom usbpo import lifetime\n"
+        prelude = "import os, sys, time\nfrom pathlib import Path\nfrom usbpo.workspace import lifetime\n"
         prelude += "from usbpo.errors import UsbpoError\n"
         prelude += "def say(text): print(text, flush=True)\n"
         command = [sys.executable, "-c", prelude + textwrap.dedent(code), *arguments]

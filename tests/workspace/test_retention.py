@@ -393,7 +393,7 @@ def test_nothing_is_collected_while_a_snakemake_is_at_work(
 ) -> None:
     write_experiment(workspace, "last")
     before = tree(workspace)
-    holding = "import sys; from pathlib import Path; from usbpo import lifetime\n"
+    holding = "import sys; from pathlib import Path; from usbpo.workspace import lifetime\n"
     holding += "lifetime.hold_workspace(Path(sys.argv[1])); print('held', flush=True); input()"
     words = [str(Path(os.sys.executable)), "-c", holding, str(workspace)]  # type: ignore[attr-defined]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

@@ -498,7 +498,7 @@ def test_what_the_configuration_has_left_behind_is_told(first: Path, tmp_path: P
 
 def test_a_run_at_which_a_snakemake_without_locks_works_is_not_published(first: Path, tmp_path: Path) -> None:
     here = copied(first, tmp_path / "here")
-    code = "import sys; from pathlib import Path; from usbpo import lifetime\n"
+    code = "import sys; from pathlib import Path; from usbpo.workspace import lifetime\n"
     code += "lifetime.hold_names(Path(), sys.argv[1:]); print(flush=True); input()"
     words = [sys.executable, "-c", code, RUN]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=here) as holder:
