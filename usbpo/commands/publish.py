@@ -18,7 +18,7 @@ from usbpo.errors import UsbpoError
 from usbpo.experiment import config
 from usbpo.experiment.named import named_runs
 from usbpo.experiment.plan import Plan, Run, experiment_file
-from usbpo.monitor.status import snakemake_started
+from usbpo.monitor.at_work import snakemake_started
 from usbpo.workspace import lifetime, provenance
 from usbpo.workspace.provenance import Entry
 from usbpo.workspace.restoring import changed_jobs
