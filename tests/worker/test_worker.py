@@ -19,12 +19,15 @@ import pytest
 import usbpo
 from usbpo.errors import UsbpoError
 from usbpo.worker import client, protocol
-from usbpo.worker import server as worker
+from usbpo.worker.address import LONGEST_PATH, socket_path, write_identity
+from usbpo.worker.server import is_same_user
+from usbpo.worker.starting import start
+from usbpo.worker.warm import count_threads, serve
 from usbpo.workspace import lifetime
 
 SERVE = """
 import os, sys, threading, time
-from usbpo.worker import server as worker
+from usbpo.worker import warm
 from usbpo.errors import UsbpoError
 
 def stage(argv):
@@ -36,7 +39,7 @@ def stage(argv):
 exec(os.environ.get("BEFORE", ""))
 path, owner, idle = sys.argv[1:]
 try:
-    worker.serve(path, stage, owner, float(idle))
+    warm.serve(path, stage, owner, float(idle))
 except UsbpoError as error:
     sys.exit(str(error))
 """
@@ -80,9 +83,7 @@ class Room:
             client.VERBOSE: "1",
         }
         self.path = (
-            self.python("from usbpo.worker import server as worker; print(worker.socket_path(''))")
-            .communicate()[0]
-            .strip()
+            self.python("from usbpo.worker.address import socket_path; print(socket_path(''))").communicate()[0].strip()
         )
         self.environment[protocol.WORKER] = self.path
 
@@ -104,7 +105,7 @@ class Room:
 
     def start_server(self, owner: str = "", idle: float = 600, before: str = "") -> Process:
         process = self.spawn(sys.executable, "serve.py", self.path, owner, str(idle), BEFORE=before)
-        worker._write_identity(self.path, process.pid)
+        write_identity(self.path, process.pid)
         return process
 
     def server(self, owner: str = "", idle: float = 600) -> Process:
@@ -356,12 +357,12 @@ def test_changed_code_is_not_served_by_an_old_worker(room: Room, change: str) ->
     room.server()
     assert room.run("phase1", "print('warm')") == (0, "warm\n", "")
     if change == "changed":
-        with open(room.package / "layout.py", "a") as file:
+        with open(room.package / "artifacts" / "layout.py", "a") as file:
             file.write("# another comment\n")
     elif change == "new":
         (room.package / "stages" / "brand_new.py").touch()
     else:
-        (room.package / "layout.py").unlink()
+        (room.package / "artifacts" / "layout.py").unlink()
     status, out, err = room.run("phase1")
     assert (status, out) == (0, "direct phase1\n")
     assert "changed after the worker was started" in err
@@ -486,7 +487,7 @@ def test_an_owner_that_is_no_process_is_refused_both_ways(served: Room) -> None:
         assert "USBPO_OWNER='nobody': not a process" in err
 
 
-@pytest.mark.skipif(worker.count_threads() is None, reason="this system does not tell the number of threads")
+@pytest.mark.skipif(count_threads() is None, reason="this system does not tell the number of threads")
 def test_a_process_with_two_threads_refuses_to_serve(room: Room) -> None:
     server = room.start_server(before="threading.Thread(target=time.sleep, args=(600,), daemon=True).start()")
     assert "has 2 threads after its imports, not 1" in server.communicate()[1]
@@ -512,15 +513,15 @@ def test_a_worker_takes_the_place_of_one_that_was_killed(room: Room) -> None:
 
 def test_only_the_user_may_enter_the_sockets_folder(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(room.runtime))
-    folder = Path(worker.socket_path()).parent
+    folder = Path(socket_path()).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     room.server()
     folder.chmod(0o755)
     with pytest.raises(UsbpoError, match="not a folder that only this user may enter"):
-        worker.socket_path()
+        socket_path()
     with pytest.raises(UsbpoError, match="not a folder that only this user may enter"):
-        worker.serve(room.path, len)
-    assert worker.start() == ""
+        serve(room.path, len)
+    assert start() == ""
     status, out, err = room.run("phase1")
     assert (status, out) == (0, "direct phase1\n")
     assert "not private" in err
@@ -528,11 +529,11 @@ def test_only_the_user_may_enter_the_sockets_folder(room: Room, monkeypatch: pyt
 
 def test_a_link_in_place_of_the_sockets_folder_is_refused(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(room.runtime))
-    folder = Path(worker.socket_path()).parent
+    folder = Path(socket_path()).parent
     folder.rename(room.runtime / "elsewhere")
     folder.symlink_to(room.runtime / "elsewhere")
     with pytest.raises(UsbpoError, match="not a folder that only this user may enter"):
-        worker.socket_path()
+        socket_path()
 
 
 @pytest.mark.skipif(not hasattr(socket, "SO_PEERCRED"), reason="this system has other peer credentials")
@@ -542,18 +543,18 @@ def test_a_client_of_another_user_is_turned_away(user: int, same: bool) -> None:
         def getsockopt(self, *_: int) -> bytes:
             return struct.pack("3i", 1, user, 0)
 
-    assert worker.is_same_user(Connection()) is same  # type: ignore[arg-type]
+    assert is_same_user(Connection()) is same  # type: ignore[arg-type]
 
 
 def test_a_long_name_of_the_runtime_folder_does_not_matter(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = room.folder / ("x" * 90)
     deep.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
-    assert len(worker.socket_path("4194304:1")) <= worker.LONGEST_PATH
+    assert len(socket_path("4194304:1")) <= LONGEST_PATH
 
 
 def test_an_idle_time_that_is_no_time_is_refused(room: Room) -> None:
-    process = room.spawn(sys.executable, "-m", "usbpo.worker.server", USBPO_WARM_IDLE="soon")
+    process = room.spawn(sys.executable, "-m", "usbpo.worker.warm", USBPO_WARM_IDLE="soon")
     assert "USBPO_WARM_IDLE=soon: not a number of seconds" in process.communicate()[1]
     assert process.returncode == 1
 
@@ -563,10 +564,10 @@ def test_a_started_worker_serves_the_real_command_line_from_one_thread(room: Roo
     code = """
 import os
 from usbpo.workspace import lifetime
-from usbpo.worker import server as worker
+from usbpo.worker.starting import start
 os.environ["USBPO_OWNER"] = lifetime.identity()
-path = worker.start()
-assert path == worker.start()
+path = start()
+assert path == start()
 print(path, flush=True)
 input()
 """

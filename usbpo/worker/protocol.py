@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WORKER = "USBPO_WORKER"
-"""Environment variable: path of the worker's socket, as `usbpo.worker.server.start` returned it. Empty: no worker."""
+"""Environment variable: path of the worker's socket, as `usbpo.worker.starting.start` returned it. Empty: no worker."""
 
 SITE = "USBPO_SITE"
 """Environment variable: what `site` says to a client that starts without Python's site module."""

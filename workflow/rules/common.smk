@@ -267,9 +267,9 @@ def begin():
     gc.enable()
     if not workflow.local_exec:  # stages run elsewhere, and would find the way to a worker here in their environment
         return
-    from usbpo.worker import client, server
+    from usbpo.worker import client, starting
 
-    socket = server.start(OWNER)
+    socket = starting.start(OWNER)
     os.environ.update(USBPO_WORKER=socket)
     # Where jobs have an environment of their own, `usbpo` is that one's; without a worker it is what the user's shell has.
     if socket and not workflow.deployment_settings.deployment_method:
