@@ -57,10 +57,7 @@ def write_identity(path: str, pid: int) -> None:
 
 def is_identity_of(path: str, pid: int) -> bool:
     """True where the socket `path` is the one of process `pid`."""
-    try:
-        return Path(protocol.identity_file(path)).read_text(encoding="ascii").strip() == lifetime.identity(pid)
-    except OSError:
-        return False
+    return protocol.read_identity(path) == lifetime.identity(pid)
 
 
 def sweep(folder: Path) -> None:

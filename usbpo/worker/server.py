@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from usbpo.stages import STAGES
 from usbpo.worker import protocol, resident, stage_process
-from usbpo.worker.address import is_identity_of, listen, remove
+from usbpo.worker.address import listen, remove
 from usbpo.worker.resident import Resident
 from usbpo.worker.stage_process import Run, Stage, signal_group
 from usbpo.workspace import lifetime
@@ -96,12 +96,18 @@ class Server:
                 events = self.selector.select(min(longest, max(0.0, busy + self.idle - time.monotonic())))
                 for key, _ in events:
                     self._handle(key)
+                if not (self.children or self._has_its_place()):
+                    break  # it was given up, and another one serves
                 if events or self.children:
                     busy = time.monotonic()
                 elif time.monotonic() >= busy + self.idle:
                     break
         finally:
             self._finish()
+
+    def _has_its_place(self) -> bool:
+        """Whether clients still look for this process behind the socket."""
+        return protocol.read_identity(self.path) == self.identity
 
     def _handle(self, key: selectors.SelectorKey) -> None:
         """Deal with one thing that became readable; that the owner's watch did, the loop sees."""
@@ -193,7 +199,7 @@ class Server:
         """Give a request to a resident that waits; None where there is none."""
         while self.free:
             chosen = self.residents.get(self.free.pop())
-            if chosen and chosen.give(request.block, request.descriptors):
+            if chosen and chosen.give(request.block, [*request.descriptors, request.connection.fileno()]):
                 return chosen.pid
         return None
 
@@ -242,23 +248,27 @@ class Server:
         status = 1
         try:
             stage_process.detach(mask, request.descriptors)
-            self._close_all()
+            self._close_all_but(request)
             status = self._run(request.block)
             if keeper:
-                status = resident.go_on(keeper, status, self._run)
+                status = resident.go_on(keeper, request.connection.detach(), status, self._run)
         except BaseException:  # whatever it is, it must not come back into the worker's loop
             traceback.print_exc()
         finally:
             os._exit(status)
 
-    def _close_all(self) -> None:
-        """In the child: let go of everything that is the worker's or another client's."""
+    def _close_all_but(self, request: Request) -> None:
+        """In the child: let go of everything that is the worker's or the client's of another request.
+
+        Its own connection stays, so that the client, should the worker die, knows when the stage has ended too.
+        """
         for own in (self.wake_reader, self.wake_writer, self.owner_watch):
             if own is not None:
                 os.close(own)
         self.listener.close()
-        for request in self.requests:
-            request.close()
+        request.close_descriptors()
+        for other in self.requests - {request}:
+            other.close()
         for known in self.residents.values():
             known.connection.close()
 
@@ -305,7 +315,7 @@ class Server:
 
     def _finish(self) -> None:
         """Kill and reap what still runs, tell the clients, remove the socket."""
-        if is_identity_of(self.path, os.getpid()):  # no other worker has taken the place
+        if self._has_its_place():  # no other worker has taken it
             remove(self.path)
         self.listener.close()
         for child in {*self.children, *self.residents}:

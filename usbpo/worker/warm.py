@@ -8,11 +8,15 @@ runs the stage itself, with the same bytes as result.
 import gc
 import importlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from usbpo.errors import UsbpoError
 from usbpo.worker import protocol
-from usbpo.worker.address import is_identity_of, socket_path, write_identity
+from usbpo.worker.address import is_identity_of, remove, socket_path, write_identity
 from usbpo.worker.server import Server
 from usbpo.worker.stage_process import Run
 from usbpo.workspace import lifetime
@@ -81,7 +85,8 @@ def run(idle: float | None = None) -> None:
     idle = _idle_seconds() if idle is None else idle
     path = socket_path(owner)
     expected = os.environ.get(protocol.WORKER, "") or path
-    run_stage = prepare()
+    with _ending_with(owner, path):
+        run_stage = prepare()
     if {expected, path} != {socket_path(owner)}:
         raise UsbpoError(
             f"the package or its environment is not the one that {protocol.WORKER}={expected} was meant for; "
@@ -89,6 +94,32 @@ def run(idle: float | None = None) -> None:
         )
     print(f"export {protocol.WORKER}={path}", flush=True)
     serve(path, run_stage, owner, idle)
+
+
+@contextmanager
+def _ending_with(owner: str, path: str) -> Iterator[None]:
+    """While the block imports, end this process as soon as `owner` has ended; the server does so afterwards.
+
+    By a timer: a thread that watches would be one more than a process that forks may have.
+    """
+    if not owner:
+        yield
+        return
+
+    def look(number: int, frame: FrameType | None) -> None:
+        if not lifetime.alive(owner):
+            if is_identity_of(path, os.getpid()):
+                remove(path)
+            os._exit(1)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.siginterrupt(signal.SIGALRM, False)  # what a library waits for, it goes on to wait for
+    signal.setitimer(signal.ITIMER_REAL, lifetime.POLL_SECONDS, lifetime.POLL_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def main() -> int:
