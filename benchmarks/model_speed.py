@@ -365,8 +365,8 @@ def whole_phases(on: Setting) -> Iterable[str]:
         tuning = phase2.FineTuning(on.m1, _converted(on.m2, torch.float32), *form)
         begun = clock()
         values, best, _ = phase2.fine_tune(
-            tuning, lambda: on.rows, tuning.compared(on.rows), learning_rate=1e-4, batch_size=BATCH, max_steps=100, min_improvement=1e-4,
-            patience=100, terms="shift+bias",
+            tuning, lambda: on.rows, tuning.compared(on.rows), learning_rate=1e-4, batch_size=BATCH, max_steps=100,
+            min_improvement=1e-4, patience=100, terms="shift+bias",
         )  # fmt: skip
         taken = clock() - begun
         yield f"100 steps of phase 2, {said(form)}: {taken:.2f} s ({values[0]:.4g} → {values[best]:.4g})"

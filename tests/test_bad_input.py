@@ -255,6 +255,10 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("{", "--phase1 is no JSON; give the section as the configuration has it"),
         ('{"batchsize":3}', "unknown key '--phase1.batchsize'; see config/README.md for the keys, or remove it"),
     ],
+    ("triggered", "--phase2"): [
+        ('{"loss":"as_released"}', "as_released has a stand-in that moves along; set stand_in: moving beside it"),
+        ('{"stand_in":"still"}', "'--phase2.stand_in' must be 'fixed' or 'moving', but is 'still'; mend the value"),
+    ],
     ("triggered", "--trigger"): [
         (
             '{"check_every":10,"min_steps":90,"max_steps":90,"states":40}',

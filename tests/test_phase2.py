@@ -27,6 +27,7 @@ from usbpo.ensemble import (
 from usbpo.errors import UsbpoError
 from usbpo.header import Header
 from usbpo.optimizer import Adam, Params, copied, new_moments
+from usbpo.passes import Forward
 from usbpo.stages import phase2 as stage
 from usbpo.stages.model_data import model_data, split_holdout
 from usbpo.stages.phase1 import phase1
@@ -437,6 +438,98 @@ def test_a_step_goes_down_the_gradient_that_autograd_gives(
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_a_stand_in_that_is_fixed_is_m2_as_phase_1_left_it(inputs: Inputs) -> None:
+    """Its own bounds included; the member's distance to its own former self is left out."""
+    (_, m1), (_, m2) = ensembles.load(inputs.m1), ensembles.load(inputs.m2)
+    tuning = FineTuning(m1, m2, **FORMS[0])
+    rows = Rows(torch.randn(20, 3), torch.randn(20, 2), *draw_members(4, 20, torch.Generator().manual_seed(0)))
+    compared = tuning.compared(rows)
+    before = tuning.objective(compared)
+    for form in FORMS[1:]:
+        assert torch.equal(FineTuning(m1, m2, **form).objective(compared).bias, before.bias) == (form == FORMS[1])
+    # Phase 2 changes the parameters in place, and puts others in the place of M2's at its end.
+    for tensor in tuning.params.values():
+        tensor.add_(0.2)
+    m2.params = tuning.params
+    (mean, std), (mean_star, std_star) = (
+        predict(m2, params, rows.observations, rows.actions)
+        for params in (tuning.params, ensembles.load(inputs.m2)[1].params)
+    )
+    expected = [
+        ((mean[j, row] - mean_star[m, row]).square().sum() + (std[j, row] - std_star[m, row]).square().sum()).sqrt()
+        for row, j in enumerate(rows.members2.tolist())
+        for m in range(4)
+        if m != j
+    ]
+    for again in (compared, tuning.compared(rows)):
+        assert float(tuning.objective(again).bias) == pytest.approx(float(sum(expected)) / 60, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("terms", ["shift+bias", "bias"])
+def test_the_gradient_does_not_reach_a_stand_in_that_is_fixed(
+    terms: str, precision: torch.dtype | None, inputs: Inputs
+) -> None:
+    """Where member 0 is drawn on every row, the others are stand-ins alone."""
+    m1, m2 = (ensembles.load(path)[1].to(torch.device("cpu"), precision) for path in (inputs.m1, inputs.m2))
+    zeros = torch.zeros(40, dtype=torch.int64)
+    rows = Rows(torch.randn(40, 3), torch.randn(40, 2), zeros, zeros)
+    found = {form["stand_in"]: gradients(FineTuning(m1, m2, **form), rows, terms) for form in FORMS[:2]}
+    for name in found["fixed"]:
+        if not name.endswith("variance"):
+            assert found["fixed"][name][0].abs().sum() > 0
+            assert found["fixed"][name][1:].abs().sum() == 0
+            assert found["moving"][name][1:].abs().sum() > 0
+
+
+def test_the_shift_alone_is_the_same_whatever_stands_for_m_star(inputs: Inputs, tmp_path: Path) -> None:
+    fixed, moving = (inputs.run(tmp_path / str(n), **form, terms="shift") for n, form in enumerate(FORMS[:2]))
+    assert same_params(fixed[0].params, moving[0].params)
+    assert fixed[1]["before"] == moving[1]["before"]
+    assert fixed[1]["after"]["shift"] == moving[1]["after"]["shift"]
+    assert fixed[1]["after"]["bias"] > moving[1]["after"]["bias"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_moves_along_goes_back_to_m1_and_what_is_fixed_holds(
+    precision: str, inputs: Inputs, tmp_path: Path, make_header: Callable[..., Header]
+) -> None:
+    """Where M2's members agree and lie off M1: all of the way back, or where maximum likelihood has led."""
+    (_, m1), (header, m2) = ensembles.load(inputs.m1), ensembles.load(inputs.m2)
+    for model, path in ((m1, inputs.m1), (m2, inputs.m2)):
+        for name, tensor in model.params.items():
+            if not name.endswith("variance"):
+                model.params[name] = tensor[:1].expand_as(tensor).clone()
+        model.save(path, header)
+    moved = {}
+    for form in FORMS[:2]:
+        folder = tmp_path / form["stand_in"]
+        _, metrics = inputs.run(folder, **form, precision=precision, max_steps=100)
+        moved[form["stand_in"]] = metrics["after"]["shift"] / metrics["before"]["shift"]
+    assert moved["moving"] < 0.5
+    assert moved["fixed"] > 0.9
+
+
+def test_a_stand_in_that_is_fixed_costs_one_more_forward_a_batch(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one for the validation rows."""
+    calls: list[int] = []
+    original = Forward.all_members
+
+    def counting(networks: Forward, rows: torch.Tensor) -> torch.Tensor:
+        calls.append(len(rows))
+        return original(networks, rows)
+
+    monkeypatch.setattr(Forward, "all_members", counting)
+    counts = []
+    for number, form in enumerate(FORMS[:2]):
+        calls.clear()
+        inputs.run(tmp_path / str(number), **form, max_steps=6)
+        counts.append([calls.count(rows) for rows in (64, 48)])
+    assert [fixed - moving for fixed, moving in zip(*counts, strict=True)] == [6, 1]
 
 
 def converted(model: Ensemble, dtype: torch.dtype) -> Ensemble:
