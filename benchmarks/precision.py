@@ -26,7 +26,9 @@ import torch
 from usbpo.artifacts import transitions
 from usbpo.artifacts.files import read_json
 from usbpo.artifacts.header import Header
-from usbpo.experiment.config import FOLDERS, RunConfig, load_run
+from usbpo.experiment.layers import FOLDERS
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run_config import RunConfig
 from usbpo.model.ensemble import Architecture, Ensemble, choose_elites, holdout_mse, load, new_ensemble
 from usbpo.model.passes import number_type
 from usbpo.numerics.seeding import torch_generator

@@ -23,7 +23,7 @@ from usbpo.artifacts.transitions import Transitions
 from usbpo.commands import cli
 from usbpo.environments.terminations import never
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import load_run
+from usbpo.experiment.loading import load_run
 from usbpo.model import ensemble as ensembles
 from usbpo.model import passes
 from usbpo.model.ensemble import Architecture, Ensemble, holdout_mse, new_ensemble, predict, predict_one_member

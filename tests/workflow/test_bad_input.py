@@ -26,8 +26,9 @@ from helpers.workflow import (
 
 from usbpo.artifacts.files import write_json
 from usbpo.commands import cli
-from usbpo.experiment.config import load_run, read_yaml
-from usbpo.experiment.plan import Run
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run import Run
+from usbpo.experiment.yaml_files import read_yaml
 
 OF_USBPO, OF_MBPO = f"data/runs/{USBPO}", f"data/runs/{MBPO}"
 
@@ -47,15 +48,15 @@ def command_of(stage: str) -> list[str]:
     triggered = Run("test-pendulum", "test-cmlo", 0, load_run("test-pendulum", "test-cmlo", FOLDERS))
     told = {
         "block": [],
-        "initialise": [run.initialise_options()],
-        "collect": [run.collect_options(2), "--task test-pendulum"],
-        "triggered": [triggered.triggered_options(2), "--task test-pendulum"],
-        "phase1": [run.phase1_options()],
-        "phase2": [run.phase2_options()],
-        "rollout": [run.rollout_options(2)],
-        "policy": [run.policy_options()],
-        "evaluate": [run.evaluate_options(2), "--task test-pendulum"],
-        "theory": [run.theory_options()],
+        "initialise": [run.options.initialise()],
+        "collect": [run.options.collect(2), "--task test-pendulum"],
+        "triggered": [triggered.options.triggered(2), "--task test-pendulum"],
+        "phase1": [run.options.phase1()],
+        "phase2": [run.options.phase2()],
+        "rollout": [run.options.rollout(2)],
+        "policy": [run.options.policy()],
+        "evaluate": [run.options.evaluate(2), "--task test-pendulum"],
+        "theory": [run.options.theory()],
     }
     data = " ".join(run.real_data(2))
     files = {

@@ -10,8 +10,11 @@ import pytest
 import yaml
 from helpers.workflow import FOLDERS, REPO, Ended, files, snakemake, tree
 
-from usbpo.experiment.config import find, load_run, read_layers, read_yaml
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.layers import find, read_layers
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
+from usbpo.experiment.yaml_files import read_yaml
 
 TASKS = (
     *("InvertedPendulum", "InvertedDoublePendulum", "Hopper", "Walker2d", "HalfCheetah", "Swimmer"),

@@ -15,9 +15,12 @@ import yaml
 from usbpo.artifacts import layout
 from usbpo.artifacts.files import sha256, write_text
 from usbpo.errors import UsbpoError
-from usbpo.experiment import config
+from usbpo.experiment.layers import FOLDERS, experiment_file, read_layers
+from usbpo.experiment.loading import load_run
 from usbpo.experiment.named import named_runs
-from usbpo.experiment.plan import Plan, Run, experiment_file
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
+from usbpo.experiment.yaml_files import read_yaml
 from usbpo.monitor.status import snakemake_started
 from usbpo.workspace import lifetime, provenance
 from usbpo.workspace.provenance import Entry
@@ -120,7 +123,7 @@ def _chosen(words: Sequence[str], root: Path) -> tuple[list[Plan], list[Run]]:
             runs |= dict.fromkeys(plan.cycles)
         else:
             for named in named_runs([str(word)], root):
-                keys = config.load_run(named.task, named.method, config.FOLDERS)
+                keys = load_run(named.task, named.method, FOLDERS)
                 runs[Run(named.task, named.method, named.seed, keys)] = None
     return plans, list(runs)
 
@@ -252,7 +255,7 @@ def _configuration(plans: Iterable[Plan], runs: Iterable[Run], root: Path) -> li
     """The configuration files of experiments and runs, as far as they lie below `root`."""
     kinds: tuple[Literal["tasks", "algorithms"], ...] = ("tasks", "algorithms")
     named = {(kind, name) for run in runs for kind, name in zip(kinds, (run.task, run.method), strict=True)}
-    layers = [path for kind, name in sorted(named) for path, _ in config.read_layers(kind, name, config.FOLDERS)]
+    layers = [path for kind, name in sorted(named) for path, _ in read_layers(kind, name, FOLDERS)]
     paths = {Path(os.path.abspath(path)) for path in [*(Path(plan.source) for plan in plans), *layers]}
     above = Path(os.path.abspath(root))
     return sorted(path.relative_to(above).as_posix() for path in paths if path.is_relative_to(above))
@@ -326,7 +329,7 @@ def _tracked(root: Path, folders: Iterable[str], stages: Mapping[str, str]) -> d
 def _stages(root: Path) -> dict[str, str]:
     """The stage of dvc.yaml that has a folder as its output, by folder."""
     path = root / "dvc.yaml"
-    stages = (config.read_yaml(path) if path.is_file() else {}).get("stages", {})
+    stages = (read_yaml(path) if path.is_file() else {}).get("stages", {})
     return {
         folder.rstrip("/"): name
         for name, stage in stages.items()

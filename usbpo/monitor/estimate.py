@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from usbpo.artifacts import layout
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
 from usbpo.monitor.costs import EPOCHS, Costs, OfCycle, costs_of
 from usbpo.monitor.status import benchmark_seconds, duration
 from usbpo.workspace.restoring import files_of, jobs_to_run
