@@ -4,12 +4,10 @@ Nothing here needs the configuration: the files of a run say what was done, and 
 in `TARGETS_FILE`, which the last Snakemake at work left there (`usbpo.monitor.progress`).
 """
 
-import fcntl
 import json
 import os
 import re
 import sys
-from base64 import urlsafe_b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -25,7 +23,7 @@ from rich.text import Text
 from usbpo.artifacts import layout
 from usbpo.artifacts.files import read_json, write_json
 from usbpo.errors import UsbpoError
-from usbpo.workspace import lifetime
+from usbpo.workspace import lifetime, snakemake_inside
 
 TARGETS_FILE = ".snakemake/usbpo-targets.json"
 """How many cycles of which length were asked for last, by run: {"task/method/seed-N": {"cycles", "cycle_steps", …}}."""
@@ -171,7 +169,7 @@ def read_status(root: Path, targets: Mapping[Run, Target] | None = None) -> list
     runs = {Run(*names) for names in layout.runs_on_disk(root)} | set(targets or ())
     known = read_targets(root) if targets is None else targets
     held = lifetime.held_names(root, (str(run.path(layout.RUN)) for run in runs))
-    locked = snakemake_started(root)
+    locked = lifetime.snakemake_started(root)
     working = stages_at_work(root, locked or 0.0) if held or locked is not None else {}
 
     def of(run: Run) -> Mapping[Run, tuple[str, int]] | None:
@@ -295,48 +293,17 @@ def benchmark_seconds(path: Path) -> float | None:
 def stages_at_work(root: Path, started: float) -> dict[Run, tuple[str, int]]:
     """The stage and cycle at which each run is, by what was begun after `started`, seconds since 1970.
 
-    Snakemake marks each output that it has begun in .snakemake/incomplete, under a name that is the path in base64.
-    A mark that is older than the locks of the Snakemake at work was left by one that was killed. One with `--nolock`
-    tells no such time; of its run the newest mark counts, and what was left over is what it makes first.
+    What was begun before the locks of the Snakemake at work was left by one that was killed. One with `--nolock` tells
+    no such time; of its run the newest counts, and what was left over is what it makes first.
     """
     found: dict[Run, tuple[bool, float, str, int]] = {}
-    incomplete = root / ".snakemake" / "incomplete"
-    for folder, _, names in os.walk(incomplete):
-        # A path too long for one name is cut into folders, each marked with "@".
-        before = [part.removeprefix("@") for part in Path(folder).relative_to(incomplete).parts]
-        for name in names:
-            try:
-                path = urlsafe_b64decode("".join([*before, name])).decode()
-                begun = os.stat(os.path.join(folder, name)).st_mtime
-            except (OSError, ValueError):
-                continue  # the stage has just ended, or this is no mark
-            mark = _stage_of(path)
-            if mark and begun >= started:
-                run, stage, cycle = mark
-                newer = stage != "evaluate", begun, stage, cycle  # evaluations run beside the cycles and matter less
-                found[run] = max(found.get(run, newer), newer)
+    for path, begun in snakemake_inside.begun(root):
+        mark = _stage_of(path)
+        if mark and begun >= started:
+            run, stage, cycle = mark
+            newer = stage != "evaluate", begun, stage, cycle  # evaluations run beside the cycles and matter less
+            found[run] = max(found.get(run, newer), newer)
     return {run: (stage, cycle) for run, (_, _, stage, cycle) in found.items()}
-
-
-def snakemake_started(root: Path) -> float | None:
-    """When the Snakemake at work in `root` took its locks, seconds since 1970; None where none has taken any."""
-    try:
-        times = [path.stat().st_mtime for path in (root / ".snakemake" / "locks").glob("*.lock")]
-    except OSError:
-        return None  # it has just ended
-    if not times:
-        return None
-    try:
-        descriptor = os.open(root / ".snakemake" / "usbpo.lock", os.O_RDONLY)
-    except OSError:
-        return min(times)  # not this project's Snakefile: nothing tells stale locks from others
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return None  # nobody holds the workspace (usbpo.workspace.lifetime): the locks are left over from a crash
-    except OSError:
-        return min(times)
-    finally:
-        os.close(descriptor)
 
 
 def _pattern(template: str) -> re.Pattern[str]:
