@@ -263,9 +263,9 @@ def begin():
     gc.enable()
     if not snakemake_inside.runs_jobs_here(workflow):  # stages run elsewhere, and would find the way to a worker here in their environment
         return
-    from usbpo.worker import client, server
+    from usbpo.worker import client, starting
 
-    socket = server.start(OWNER)
+    socket = starting.start(OWNER)
     os.environ.update(USBPO_WORKER=socket)
     # Where jobs have an environment of their own, `usbpo` is that one's; without a worker it is what the user's shell has.
     if socket and not snakemake_inside.gives_jobs_environments(workflow):
