@@ -43,7 +43,8 @@ from usbpo.model.ensemble import (
     predict_one_member,
 )
 from usbpo.model.fitting import fit_for
-from usbpo.model.passes import PRECISIONS, LikelihoodStep, decay_by_name, number_type
+from usbpo.model.likelihood import LikelihoodStep, decay_by_name
+from usbpo.model.passes import PRECISIONS, number_type
 from usbpo.numerics import device as devices
 from usbpo.numerics.optimizer import Adam, Params, copied, moved
 from usbpo.stages import phase1, phase2

@@ -39,7 +39,7 @@ def gradients(params: Params, loss: Callable[[Params], Tensor]) -> Params:
 
 
 class PlainLikelihood:
-    """A step of phase 1 by autograd and `torch.optim.Adam`; arguments as in `passes.LikelihoodStep`."""
+    """A step of phase 1 by autograd and `torch.optim.Adam`; arguments as in `likelihood.LikelihoodStep`."""
 
     def __init__(
         self,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from usbpo.model import passes
 from usbpo.model.ensemble import BOUNDS, Architecture, negative_log_likelihood, new_ensemble, raw_outputs
-from usbpo.model.passes import Forward, LikelihoodStep, Passes, decay_by_name
+from usbpo.model.likelihood import LikelihoodStep, decay_by_name
+from usbpo.model.passes import Forward, Passes
 from usbpo.numerics.optimizer import Adam, Params, copied, trainable
 from usbpo.stages.phase2 import Compared, Descent, FineTuning
 
