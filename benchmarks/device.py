@@ -20,9 +20,10 @@ from torch import Tensor
 from usbpo.agent import sac
 from usbpo.agent.choice import learner_for
 from usbpo.agent.learner import Learner
+from usbpo.agent.replay import Replay
 from usbpo.agent.sac import Agent
 from usbpo.numerics import device as devices
-from usbpo.stages.policy import Replay, take_updates
+from usbpo.stages.policy import take_updates
 
 SIZES = {"Hopper": (11, 3), "Humanoid": (45, 17)}
 ROWS, REAL, HIDDEN = 256, 12, 256

@@ -13,7 +13,7 @@ import yaml
 from helpers.workflow import BIN, EXPERIMENT, MBPO, USBPO, Ended, environment, finished_workspace
 
 from usbpo.commands import cli, submit
-from usbpo.experiment.config import read_yaml
+from usbpo.experiment.yaml_files import read_yaml
 from usbpo.monitor.estimate import Line
 
 SBATCH = """#!/bin/sh

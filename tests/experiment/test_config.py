@@ -21,9 +21,15 @@ from pydantic import ValidationError
 from usbpo.commands import cli
 from usbpo.environments.terminations import TERMINATIONS
 from usbpo.errors import UsbpoError
-from usbpo.experiment import config
-from usbpo.experiment.config import Experiment, RunConfig, Section, TriggerKeys, load_experiment, load_run, read_yaml
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.experiment_config import Experiment
+from usbpo.experiment.keys import Section
+from usbpo.experiment.loading import load_experiment, load_run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
+from usbpo.experiment.run_config import RunConfig
+from usbpo.experiment.schema import SCHEMAS, json_schema
+from usbpo.experiment.sections import TerminationName, TriggerKeys
+from usbpo.experiment.yaml_files import read_yaml
 
 TASKS = sorted(path.stem for path in (REPO / "config/tasks").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (REPO / "config/algorithms").glob("*.yaml"))
@@ -163,6 +169,7 @@ def test_the_methods_have_the_published_constants() -> None:
         "patience": 10,
         "loss": "as_written",
         "terms": "shift+bias",
+        "stand_in": "fixed",
     }
     assert mbpo.phase2 is None
     assert usbpo.model_copy(update={"phase2": None}) == mbpo
@@ -187,11 +194,11 @@ def test_every_experiment_can_be_planned(path: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_task_goes_with_every_method(task: str, method: str) -> None:
-    jsonschema.validate(load_run(task, method, FOLDERS).model_dump(), json.loads(config.json_schema("run")))
+    jsonschema.validate(load_run(task, method, FOLDERS).model_dump(), json.loads(json_schema("run")))
 
 
 def test_terminations_of_the_configuration_are_those_that_exist() -> None:
-    assert set(get_args(config.TerminationName)) == set(TERMINATIONS)
+    assert set(get_args(TerminationName)) == set(TERMINATIONS)
 
 
 # ---- the models and the schemas ----------------------------------------------------------------------------------
@@ -219,7 +226,7 @@ def sections_of(model: type[Section]) -> Iterator[tuple[str, Any, type[Section] 
 LEAVES = {name: field for name, field, section in sections_of(RunConfig) if section is None}
 
 
-@pytest.mark.parametrize("model", config.SCHEMAS.values(), ids=config.SCHEMAS.keys())
+@pytest.mark.parametrize("model", SCHEMAS.values(), ids=SCHEMAS.keys())
 def test_every_key_says_what_it_is_in_which_unit_and_from_where(model: type[Section]) -> None:
     keys = list(sections_of(model))
     assert len(keys) > 4
@@ -305,6 +312,7 @@ BAD_RUNS: list[tuple[str, Any]] = [
     ("phase1.max_epochs", 0),
     ("phase2.loss", "as_told"),
     ("phase2.terms", "shift + bias"),
+    ("phase2.stand_in", "standing"),
     ("phase2.patience", -1),
     ("phase2", False),
     ("policy.discount", 1),
@@ -329,6 +337,7 @@ GOOD_RUNS: list[tuple[str, Any]] = [
     ("phase1.max_epochs", 7),
     ("phase2", None),
     ("phase2.terms", "bias"),
+    ("phase2.stand_in", "moving"),
     ("policy.real_ratio", 1),
     ("policy.real_ratio", 0),
     ("policy.polyak", 1.0),
@@ -351,7 +360,7 @@ def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 def accepted_by_model(name: str, content: dict[str, Any]) -> bool:
     try:
-        config.SCHEMAS[name].model_validate(content)
+        SCHEMAS[name].model_validate(content)
     except ValidationError:
         return False
     return True
@@ -470,6 +479,7 @@ def another(name: str, field: Any) -> Any:
         "phase1.max_epochs": 9,
         "phase2.loss": "as_released",
         "phase2.terms": "bias",
+        "phase2.stand_in": "moving",
         "policy.target_entropy": -3.5,
         "theory.depth": 17,
         "device": "cpu",
@@ -490,13 +500,8 @@ def with_key(section: Section, name: str, value: Any) -> Any:
 def signature(run: Run) -> dict[str, Any]:
     """All that stages are told in a run: the options of every stage and the files of every cycle."""
     cycles = range(12)
-    told: dict[str, Any] = {}
-    for method in (run.collect_options, run.rollout_options, run.evaluate_options, run.triggered_options):
-        told[method.__name__] = [method(cycle) for cycle in cycles]
-    options = (run.initialise_options, run.phase1_options, run.phase2_options, run.policy_options)
-    options = (*options, run.theory_options)
-    for option in options:
-        told[option.__name__] = option()
+    stages = ("collect", "initialise", "phase1", "phase2", "rollout", "policy", "evaluate", "theory", "triggered")
+    told: dict[str, Any] = {stage: [run.options.of(stage, cycle) for cycle in cycles] for stage in stages}
     told["initial_data"] = run.initial_data(0)
     for method in (run.models, run.model_data, run.model_data_before, run.artifacts):
         told[method.__name__] = [method(cycle) for cycle in cycles if cycle]
@@ -763,6 +768,11 @@ SENTENCES: list[tuple[str, dict[str, Any] | str, str]] = [
         "algorithms/mine",
         {"base": "test-mbpo", "phase2": {"loss": "x"}},
         "mine.yaml: 'phase2.loss' must be 'as_written' or",
+    ),
+    (
+        "algorithms/mine",
+        {"base": "usbpo", "phase2": {"loss": "as_released"}},
+        "mine.yaml: phase2: loss: as_released has a stand-in that moves along; set stand_in: moving beside it.",
     ),
     (
         "algorithms/mine",

@@ -19,8 +19,9 @@ from usbpo.environments import terminations, usercode
 from usbpo.environments.tasks import Simulator, Step, make, space_faults, time_limit
 from usbpo.environments.terminations import Termination
 from usbpo.errors import UsbpoError
-from usbpo.experiment import config
-from usbpo.experiment.config import EnvironmentKeys
+from usbpo.experiment.layers import FOLDERS, find, merged, read_bases, read_layers
+from usbpo.experiment.loading import validated_run
+from usbpo.experiment.sections import EnvironmentKeys
 from usbpo.stages.collect import END_WITH_CYCLE
 
 METHOD = "mbpo"
@@ -106,16 +107,16 @@ def check_task(file: str) -> list[Finding]:
     """
     path = Path(file)
     if not (path.suffix in (".yaml", ".yml") or path.is_file()):
-        path = config.find("tasks", file, config.FOLDERS)
-    layers = config.read_bases("tasks", path, config.FOLDERS)
+        path = find("tasks", file, FOLDERS)
+    layers = read_bases("tasks", path, FOLDERS)
     found = []
     try:
-        run = config.validated_run(layers + config.read_layers("algorithms", METHOD, config.FOLDERS), path)
+        run = validated_run(layers + read_layers("algorithms", METHOD, FOLDERS), path)
         found.append(Finding("keys", OK, f"{path} with {METHOD} laid over it is a complete configuration."))
         keys = run.environment
     except UsbpoError as error:
         found.append(Finding("keys", FAILED, str(error)))
-        usable = _usable(config.merged(layers).get("environment"))
+        usable = _usable(merged(layers).get("environment"))
         if usable is None:
             return found
         keys = usable

@@ -22,19 +22,34 @@ from usbpo import __version__, stages
 from usbpo.artifacts.header import versions
 from usbpo.commands.exchange import exports, imports
 from usbpo.errors import UsbpoError
-from usbpo.experiment import config
+from usbpo.experiment.keys import Section
+from usbpo.experiment.layers import FOLDERS
+from usbpo.experiment.run_config import RunConfig
+from usbpo.experiment.schema import SCHEMAS, json_schema, keys_table
+from usbpo.experiment.sections import (
+    DeviceKeys,
+    EvaluateKeys,
+    ModelDeviceKeys,
+    ModelKeys,
+    Phase1Keys,
+    Phase2Keys,
+    PolicyKeys,
+    RolloutKeys,
+    TheoryKeys,
+)
+from usbpo.experiment.sentences import sentence
 
-SECTIONS: dict[str, tuple[type[config.Section], ...]] = {
-    "initialise": (config.PolicyKeys,),
+SECTIONS: dict[str, tuple[type[Section], ...]] = {
+    "initialise": (PolicyKeys,),
     "collect": (),
     "block": (),
-    "triggered": (config.ModelDeviceKeys,),
-    "phase1": (config.ModelKeys, config.Phase1Keys, config.ModelDeviceKeys),
-    "phase2": (config.Phase2Keys, config.Phase1Keys, config.ModelDeviceKeys),
-    "rollout": (config.RolloutKeys, config.ModelDeviceKeys),
-    "policy": (config.PolicyKeys, config.DeviceKeys),
-    "evaluate": (config.EvaluateKeys,),
-    "theory": (config.TheoryKeys, config.Phase1Keys, config.PolicyKeys),
+    "triggered": (ModelDeviceKeys,),
+    "phase1": (ModelKeys, Phase1Keys, ModelDeviceKeys),
+    "phase2": (Phase2Keys, Phase1Keys, ModelDeviceKeys),
+    "rollout": (RolloutKeys, ModelDeviceKeys),
+    "policy": (PolicyKeys, DeviceKeys),
+    "evaluate": (EvaluateKeys,),
+    "theory": (TheoryKeys, Phase1Keys, PolicyKeys),
 }
 """The stages, and the parts of the configuration that their parameters come from."""
 
@@ -187,20 +202,20 @@ def _check(name: str, value: Any, bounds: Any) -> None:
         bounds.validate_python(value)
     except ValidationError as error:
         detail = error.errors()[0] | {"loc": (f"--{name.replace('_', '-')}", *error.errors()[0]["loc"])}
-        raise UsbpoError(config.sentence(detail)) from error
+        raise UsbpoError(sentence(detail)) from error
 
 
-def _check_together(section: type[config.Section], arguments: dict[str, Any]) -> None:
+def _check_together(section: type[Section], arguments: dict[str, Any]) -> None:
     """Hold options to what the configuration asks of several keys at once."""
     try:
         section.model_validate({name: arguments[name] for name in section.model_fields})
     except ValidationError as error:
-        raise UsbpoError(config.sentence(error.errors()[0])) from error
+        raise UsbpoError(sentence(error.errors()[0])) from error
 
 
 def _whole_section(name: str, text: str) -> str:
     """A section of the configuration that is given as JSON, held to the bounds of its keys, with all defaults."""
-    kind: Any = config.RunConfig.model_fields[name].annotation
+    kind: Any = RunConfig.model_fields[name].annotation
     try:
         section = TypeAdapter(kind).validate_json(text)
         return json.dumps(section.model_dump(), sort_keys=True)
@@ -208,7 +223,7 @@ def _whole_section(name: str, text: str) -> str:
         detail = error.errors()[0]
         if detail["type"] == "json_invalid":
             raise UsbpoError(f"--{name} is no JSON; give the section as the configuration has it.") from error
-        raise UsbpoError(config.sentence(detail | {"loc": (f"--{name}", *detail["loc"])})) from error
+        raise UsbpoError(sentence(detail | {"loc": (f"--{name}", *detail["loc"])})) from error
 
 
 def _described_arguments(function: Callable[..., None]) -> dict[str, str]:
@@ -334,9 +349,9 @@ def gc(
 ) -> None:
     """Delete what an experiment's runs need no more: models, policies and rollouts not kept, and broken-off files."""
     from usbpo.commands.gc import collect_leftovers
-    from usbpo.experiment.plan import experiment_file
+    from usbpo.experiment.layers import experiment_file
 
-    collect_leftovers(experiment_file(experiment), config.FOLDERS, dry_run, folder)
+    collect_leftovers(experiment_file(experiment), FOLDERS, dry_run, folder)
 
 
 def submit(
@@ -363,7 +378,8 @@ def submit(
     """Run an experiment on a Slurm cluster: a job for each run, or for some; type it again for what is not finished."""
     from usbpo.commands.submit import Request, Workspace
     from usbpo.commands.submit import submit as submit_jobs
-    from usbpo.experiment.plan import Plan, experiment_file
+    from usbpo.experiment.layers import experiment_file
+    from usbpo.experiment.plan import Plan
 
     changed = {} if scale is None else {"scale": scale}
     request = Request(runs_per_job, cores, gpus, partition, time, everything, results)
@@ -439,9 +455,9 @@ def video(
 
 
 def schema(folder: Annotated[Path, typer.Argument(help="Folder to write into.")] = Path("workflow/schemas")) -> None:
-    """Write the JSON schemas and the table of keys from the models in usbpo/experiment/config.py."""
+    """Write the JSON schemas and the table of keys from the models in usbpo/experiment/."""
     from usbpo.artifacts.files import write_text
 
-    for name in config.SCHEMAS:
-        write_text(folder / f"{name}.schema.json", config.json_schema(name))
-    write_text(folder / "keys.md", config.keys_table())
+    for name in SCHEMAS:
+        write_text(folder / f"{name}.schema.json", json_schema(name))
+    write_text(folder / "keys.md", keys_table())

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from usbpo.artifacts import layout
-from usbpo.monitor.at_work import snakemake_started, stages_at_work
+from usbpo.monitor.at_work import stages_at_work
 from usbpo.monitor.logs import interrupted
 from usbpo.monitor.measured import seconds_per_cycle
 from usbpo.monitor.runs import Evaluation, Run, RunStatus, State, Target
@@ -29,7 +29,7 @@ def read_status(root: Path, targets: Mapping[Run, Target] | None = None) -> list
     runs = {Run(*names) for names in layout.runs_on_disk(root)} | set(targets or ())
     known = read_targets(root) if targets is None else targets
     held = lifetime.held_names(root, (str(run.path(layout.RUN)) for run in runs))
-    locked = snakemake_started(root)
+    locked = lifetime.snakemake_started(root)
     working = stages_at_work(root, locked or 0.0) if held or locked is not None else {}
 
     def of(run: Run) -> Mapping[Run, tuple[str, int]] | None:
