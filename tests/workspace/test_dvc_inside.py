@@ -21,7 +21,7 @@ FOLDER = "data/runs/seed-0"
 FILES = tuple(f"{FOLDER}/{name}" for name in ("0/a", "0/b", "1/a", "note"))
 DVC_YAML = {
     "stages": {
-        "made": {"cmd": "cp Snakefile results/made", "deps": ["Snakefile"], "outs": [{"results": {"persist": 1}}]}
+        "made": {"cmd": "cp Snakefile results/made", "deps": ["Snakefile"], "outs": [{"results": {"persist": True}}]}
     }
 }
 
