@@ -19,7 +19,8 @@ from usbpo.agent import sac
 from usbpo.agent.sac import Agent
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
-from usbpo.experiment.config import RunConfig, load_run
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run_config import RunConfig
 from usbpo.model import ensemble
 from usbpo.model.ensemble import Ensemble
 

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from usbpo.experiment.config import read_yaml
 from usbpo.experiment.plan import Plan
+from usbpo.experiment.yaml_files import read_yaml
 
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -11,9 +11,11 @@ from typing import Any, Literal
 from usbpo.artifacts import layout
 from usbpo.artifacts.files import sha256
 from usbpo.errors import UsbpoError
-from usbpo.experiment import config
+from usbpo.experiment.layers import FOLDERS, experiment_file, read_layers
+from usbpo.experiment.loading import load_run
 from usbpo.experiment.named import named_runs
-from usbpo.experiment.plan import Plan, Run, experiment_file
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
 from usbpo.workspace import dvc_inside, lifetime, provenance
 from usbpo.workspace.dvc_inside import Tracked
 from usbpo.workspace.lifetime import snakemake_started
@@ -105,7 +107,7 @@ def _chosen(words: Sequence[str], root: Path) -> tuple[list[Plan], list[Run]]:
             runs |= dict.fromkeys(plan.cycles)
         else:
             for named in named_runs([str(word)], root):
-                keys = config.load_run(named.task, named.method, config.FOLDERS)
+                keys = load_run(named.task, named.method, FOLDERS)
                 runs[Run(named.task, named.method, named.seed, keys)] = None
     return plans, list(runs)
 
@@ -236,7 +238,7 @@ def _configuration(plans: Iterable[Plan], runs: Iterable[Run], root: Path) -> li
     """The configuration files of experiments and runs, as far as they lie below `root`."""
     kinds: tuple[Literal["tasks", "algorithms"], ...] = ("tasks", "algorithms")
     named = {(kind, name) for run in runs for kind, name in zip(kinds, (run.task, run.method), strict=True)}
-    layers = [path for kind, name in sorted(named) for path, _ in config.read_layers(kind, name, config.FOLDERS)]
+    layers = [path for kind, name in sorted(named) for path, _ in read_layers(kind, name, FOLDERS)]
     paths = {Path(os.path.abspath(path)) for path in [*(Path(plan.source) for plan in plans), *layers]}
     above = Path(os.path.abspath(root))
     return sorted(path.relative_to(above).as_posix() for path in paths if path.is_relative_to(above))

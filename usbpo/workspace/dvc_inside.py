@@ -16,7 +16,7 @@ import yaml
 
 from usbpo.artifacts.files import write_text
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import read_yaml
+from usbpo.experiment.yaml_files import read_yaml
 
 NOT_SHARED = ("logs", "benchmarks")
 """Folders beside the artifacts that stay where they were written, as .dvcignore says."""

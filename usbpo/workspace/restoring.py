@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
 from usbpo.workspace.snakemake_inside import contents_read, same_input, same_params
 
 Job = tuple[str, int]

@@ -12,10 +12,11 @@ from snakemake.utils import validate
 
 from usbpo.artifacts import layout
 from usbpo.artifacts.files import sha256
-from usbpo.experiment.config import with_numbers
+from usbpo.experiment.loading import with_numbers
 from usbpo.errors import UsbpoError
 from usbpo.artifacts.fingerprint import fingerprint
-from usbpo.experiment.plan import Plan, check_writable
+from usbpo.experiment.checks import check_writable
+from usbpo.experiment.plan import Plan
 from usbpo.experiment.run_files import FILES
 from usbpo.workspace import lifetime, provenance, snakemake_inside
 from usbpo.workspace.restoring import Restored, read_otherwise, restoring
@@ -91,6 +92,11 @@ def of_cycle(method):
 def of_run(method):
     """A parameter or resource function that asks the run for something that is the same in every cycle."""
     return told(lambda wildcards: getattr(run_of(wildcards), method)())
+
+
+def options_of(stage):
+    """A parameter function: the command-line options of a stage in the cycle, where there is one, of the path."""
+    return told(lambda wildcards: run_of(wildcards).options.of(stage, int(wildcards.get("cycle", 0))))
 
 
 def methods_with_trigger(phase2):
@@ -257,9 +263,9 @@ def begin():
     gc.enable()
     if not snakemake_inside.runs_jobs_here(workflow):  # stages run elsewhere, and would find the way to a worker here in their environment
         return
-    from usbpo.worker import client, server
+    from usbpo.worker import client, starting
 
-    socket = server.start(OWNER)
+    socket = starting.start(OWNER)
     os.environ.update(USBPO_WORKER=socket)
     # Where jobs have an environment of their own, `usbpo` is that one's; without a worker it is what the user's shell has.
     if socket and not snakemake_inside.gives_jobs_environments(workflow):
