@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from usbpo.environments import terminations, usercode
-from usbpo.environments.tasks import Simulator, Step, make, space_faults, time_limit
+from usbpo.environments.tasks import Simulator, Step, fitted, make, space_faults, time_limit
 from usbpo.environments.terminations import Termination
 from usbpo.errors import UsbpoError
 from usbpo.experiment.layers import FOLDERS, find, merged, read_bases, read_layers
@@ -324,15 +325,15 @@ class _Checks:
             while not ended and made < STEPS:
                 if action is None or episode % 2 == 0 or rng.uniform() < 0.1:
                     action = _random_action(env.action_space, rng)
-                observation, reward, terminated, truncated, _ = env.step(action)
+                observation, reward, terminated, truncated, _ = env.step(copy(action))  # it may change it
                 step, made, ended = step + 1, made + 1, terminated or truncated
                 yield step, observation, reward, bool(terminated)
             episode += 1
 
     def _judged_without_simulator(self, function: Termination) -> Iterator[_Judged]:
         for step, observation, _, terminated in self._episodes():
-            if step:
-                flat = np.asarray(observation, dtype=np.float64).reshape(-1)
+            if step:  # the environment may go on to write into what it gave
+                flat = np.array(observation, dtype=np.float64).reshape(-1)
                 yield _Judged(flat, terminated, _ends(function, flat), _described(step, flat))
 
 
@@ -352,7 +353,7 @@ def _first_difference(one: _Steps, other: _Steps) -> str:
 
 def _random_action(space: Any, rng: np.random.Generator) -> Any:
     if isinstance(space, Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
-        return rng.uniform(space.low, space.high)
+        return fitted(rng.uniform(space.low, space.high), space)
     return space.sample()
 
 

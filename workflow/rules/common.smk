@@ -39,7 +39,7 @@ try:
     PLAN = Plan(config, source=CONFIG_FILES[-1], folders=CONFIG_FOLDERS)
     if workflow.is_main_process:
         check_writable(Path())
-        PLAN.check_initial_data()
+        PLAN.check_files()
         lifetime.hold_workspace(Path())
         for sentence in [*provenance.restore(Path()), *PLAN.left_out()]:
             logger.warning(f"usbpo: {sentence}")
