@@ -1,7 +1,7 @@
 # make            set up and run the default experiment
 # make test       set up and run the tests
 # make test-slow  all tests, the slow ones too
-# make lint       style, types, schemas, workflow
+# make lint       style, types, arrows between rooms, schemas, workflow
 # make lock       renew the lock file from pyproject.toml
 
 PYTHON ?= python3
@@ -38,6 +38,7 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 	snakemake --lint --configfile config/experiments/quick.yaml  # with the rules of a trigger

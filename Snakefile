@@ -1,15 +1,17 @@
 # USB-PO as a DAG: collect → phase 1 → phase 2 → model rollouts → policy update → evaluate, cycle after cycle.
 from snakemake.utils import min_version
 
-from usbpo.workspace import configfiles
-
 min_version("9.27")
+
+from usbpo.workspace import configfiles
+from usbpo.workspace.snakemake_inside import configuration_files
 
 # For the file below, whichever logger Snakemake was given.
 configfiles.read_as_data()
 
+
 # An experiment given by --configfile stands alone; only without one is the default experiment read.
-if not workflow.overwrite_configfiles:
+if not configuration_files(workflow):
 
     configfile: "config/config.yaml"
 

@@ -136,7 +136,10 @@ class Seed:
         rows = Rows(torch.from_numpy(batch.observations)[some], torch.from_numpy(batch.actions)[some], *drawn)
 
         def terms(model: Ensemble) -> dict[str, float]:
-            tuning = FineTuning(m1, model, config.phase2.loss if config.phase2 else "")
+            keys = config.phase2
+            assert keys is not None
+            tuning = FineTuning(m1, m2, keys.loss, keys.stand_in)
+            tuning.params = model.params
             shift, bias = (float(value) for value in tuning.objective(tuning.compared(rows)))
             return {"shift": shift, "bias": bias, "sum": shift + bias}
 

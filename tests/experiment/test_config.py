@@ -169,6 +169,7 @@ def test_the_methods_have_the_published_constants() -> None:
         "patience": 10,
         "loss": "as_written",
         "terms": "shift+bias",
+        "stand_in": "fixed",
     }
     assert mbpo.phase2 is None
     assert usbpo.model_copy(update={"phase2": None}) == mbpo
@@ -311,6 +312,7 @@ BAD_RUNS: list[tuple[str, Any]] = [
     ("phase1.max_epochs", 0),
     ("phase2.loss", "as_told"),
     ("phase2.terms", "shift + bias"),
+    ("phase2.stand_in", "standing"),
     ("phase2.patience", -1),
     ("phase2", False),
     ("policy.discount", 1),
@@ -335,6 +337,7 @@ GOOD_RUNS: list[tuple[str, Any]] = [
     ("phase1.max_epochs", 7),
     ("phase2", None),
     ("phase2.terms", "bias"),
+    ("phase2.stand_in", "moving"),
     ("policy.real_ratio", 1),
     ("policy.real_ratio", 0),
     ("policy.polyak", 1.0),
@@ -476,6 +479,7 @@ def another(name: str, field: Any) -> Any:
         "phase1.max_epochs": 9,
         "phase2.loss": "as_released",
         "phase2.terms": "bias",
+        "phase2.stand_in": "moving",
         "policy.target_entropy": -3.5,
         "theory.depth": 17,
         "device": "cpu",
@@ -764,6 +768,11 @@ SENTENCES: list[tuple[str, dict[str, Any] | str, str]] = [
         "algorithms/mine",
         {"base": "test-mbpo", "phase2": {"loss": "x"}},
         "mine.yaml: 'phase2.loss' must be 'as_written' or",
+    ),
+    (
+        "algorithms/mine",
+        {"base": "usbpo", "phase2": {"loss": "as_released"}},
+        "mine.yaml: phase2: loss: as_released has a stand-in that moves along; set stand_in: moving beside it.",
     ),
     (
         "algorithms/mine",

@@ -256,6 +256,10 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("{", "--phase1 is no JSON; give the section as the configuration has it"),
         ('{"batchsize":3}', "unknown key '--phase1.batchsize'; see config/README.md for the keys, or remove it"),
     ],
+    ("triggered", "--phase2"): [
+        ('{"loss":"as_released"}', "as_released has a stand-in that moves along; set stand_in: moving beside it"),
+        ('{"stand_in":"still"}', "'--phase2.stand_in' must be 'fixed' or 'moving', but is 'still'; mend the value"),
+    ],
     ("triggered", "--trigger"): [
         (
             '{"check_every":10,"min_steps":90,"max_steps":90,"states":40}',
@@ -287,8 +291,10 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         (SHARD, f"its kind is transitions, but rollouts is expected{RIGHT_FILE}"),
     ],
     ("phase2", "--loss"): [
-        ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value")
+        ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value"),
+        ("as_released", "loss: as_released has a stand-in that moves along; set stand_in: moving beside it"),
     ],
+    ("phase2", "--stand-in"): [("still", "'--stand-in' must be 'fixed' or 'moving', but is 'still'; mend the value")],
     ("phase2", "--learning-rate"): [("1e30", "fine-tuning diverged, .*; lower phase2.learning_rate")],
     ("rollout", "--model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
     ("rollout", "--policy"): [("bad/seed-1-policy.safetensors", OF_SEED_1)],

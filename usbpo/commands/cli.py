@@ -264,7 +264,7 @@ def _with_repeated_options(stage: str, argv: list[str]) -> list[str]:
 
 def status(folder: Annotated[Path, typer.Argument(help="Folder that holds data/.")] = Path()) -> None:
     """Show how far every run on disk is, during a run or after it."""
-    from usbpo.monitor.status import print_status
+    from usbpo.monitor.table import print_status
 
     print_status(folder)
 

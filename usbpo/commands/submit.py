@@ -20,8 +20,8 @@ import usbpo
 from usbpo.artifacts.files import write_text
 from usbpo.errors import UsbpoError
 from usbpo.experiment.plan import Plan
+from usbpo.monitor.duration import duration
 from usbpo.monitor.estimate import MANY_BYTES, PLANNED_BYTES, Line, estimate
-from usbpo.monitor.status import duration
 from usbpo.workspace import lifetime
 from usbpo.workspace.restoring import files_of
 

@@ -251,6 +251,18 @@ class Phase2Keys(Section):
     terms: Literal["shift+bias", "shift", "bias"] = key(
         "Which terms of the objective are minimised.", "name", "ablations of USB-PO", "shift+bias"
     )
+    stand_in: Literal["fixed", "moving"] = key(
+        "What stands for M* in the bias, the other members of M2: as phase 1 left them, or moving along in training.",
+        "name",
+        OURS,
+        "fixed",
+    )
+
+    @model_validator(mode="after")
+    def _the_released_loss_moves(self) -> "Phase2Keys":
+        if self.loss == "as_released" and self.stand_in == "fixed":
+            raise ValueError("loss: as_released has a stand-in that moves along; set stand_in: moving beside it")
+        return self
 
 
 class RolloutKeys(Section):

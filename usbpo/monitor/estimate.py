@@ -19,7 +19,8 @@ from usbpo.artifacts import layout
 from usbpo.experiment.plan import Plan
 from usbpo.experiment.run import Run
 from usbpo.monitor.costs import EPOCHS, Costs, OfCycle, costs_of
-from usbpo.monitor.status import benchmark_seconds, duration
+from usbpo.monitor.duration import duration
+from usbpo.monitor.measured import benchmark_seconds
 from usbpo.workspace.restoring import files_of, jobs_to_run
 
 PLANNED_BYTES = 45_000

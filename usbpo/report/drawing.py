@@ -34,6 +34,7 @@ NAMES = {
     "mbpo": "MBPO",
     "cmlo": "CMLO",
     "sac": "SAC",
+    "usbpo-moving": "USB-PO, moving M*",
     "usbpo-shift": "USB-PO, shift only",
     "usbpo-bias": "USB-PO, bias only",
     "usbpo-as-released": "USB-PO as released",

@@ -11,14 +11,12 @@ from typing import Any
 
 from usbpo.errors import UsbpoError
 from usbpo.experiment.yaml_files import read_yaml
+from usbpo.workspace import snakemake_inside
 
 
 def read_as_data() -> None:
     """Let Snakemake read the configuration files of this process by `read_yaml`."""
-    from snakemake.common import configfile  # not before: nobody else needs Snakemake
-    from snakemake.settings import types
-
-    configfile.load_configfile = types.load_configfile = _read
+    snakemake_inside.read_configuration_by(_read)
 
 
 def _read(path: str | Path) -> dict[str, Any]:
