@@ -22,6 +22,7 @@ from usbpo.environments.terminations import Termination
 from usbpo.errors import UsbpoError
 from usbpo.experiment.layers import FOLDERS, find, merged, read_bases, read_layers
 from usbpo.experiment.loading import validated_run
+from usbpo.experiment.paths import is_file
 from usbpo.experiment.sections import EnvironmentKeys
 from usbpo.stages.collect import END_WITH_CYCLE
 
@@ -107,7 +108,7 @@ def check_task(file: str) -> list[Finding]:
         UsbpoError: there is no such file, or it is no YAML; everything else is a finding.
     """
     path = Path(file)
-    if not (path.suffix in (".yaml", ".yml") or path.is_file()):
+    if not (path.suffix in (".yaml", ".yml") or is_file(path)):
         path = find("tasks", file, FOLDERS)
     layers = read_bases("tasks", path, FOLDERS)
     found = []

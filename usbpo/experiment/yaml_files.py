@@ -15,7 +15,7 @@ LARGEST = 250_000
 DEEPEST = 30
 """Collections within each other; the configuration's keys need four."""
 
-MOST = 100_000
+MOST = 20_000
 """Values of a file, with all that aliases repeat."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -30,6 +30,12 @@ class _Loader(yaml.SafeLoader):
     """
 
     depth = 0
+
+    def scan_flow_scalar_non_spaces(self, double: bool, start_mark: Any) -> Any:
+        try:
+            return super().scan_flow_scalar_non_spaces(double, start_mark)
+        except (ValueError, OverflowError) as error:
+            raise yaml.MarkedYAMLError(problem="a \\U stands for no character", problem_mark=start_mark) from error
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
