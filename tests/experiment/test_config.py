@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from usbpo.commands import cli
+from usbpo.commands import cli, stage_verbs
 from usbpo.environments.terminations import TERMINATIONS
 from usbpo.errors import UsbpoError
 from usbpo.experiment.experiment_config import Experiment
@@ -33,7 +33,7 @@ from usbpo.experiment.yaml_files import read_yaml
 
 TASKS = sorted(path.stem for path in (REPO / "config/tasks").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (REPO / "config/algorithms").glob("*.yaml"))
-STAGES = tuple(cli.SECTIONS)
+STAGES = tuple(stage_verbs.SECTIONS)
 EXPERIMENT: dict[str, Any] = {
     "experiment": "e",
     "tasks": ["test-pendulum"],
@@ -550,7 +550,7 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 def called_with(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The arguments with which a command line calls its stage, which does not run."""
-    function = cli._stage_function(words[0])
+    function = stage_verbs.stage_function(words[0])
     seen: dict[str, Any] = {}
 
     @functools.wraps(function)
@@ -558,7 +558,7 @@ def called_with(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         seen.update(arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "_stage_function", lambda _: stand_in)
+        patched.setattr(stage_verbs, "stage_function", lambda _: stand_in)
         cli._command.cache_clear()
         assert cli.main(words) == 0
         cli._command.cache_clear()
@@ -571,7 +571,7 @@ def test_rules_give_a_stage_every_argument_that_it_has(command_lines: list[list[
         if words[0] == "results":
             continue
         given_options = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
-        parameters = set(inspect.signature(cli._stage_function(words[0])).parameters)
+        parameters = set(inspect.signature(stage_verbs.stage_function(words[0])).parameters)
         assert parameters == given_options, words[0]
 
 
@@ -594,8 +594,8 @@ def test_stages_receive_the_values_of_the_configuration(
         }
         for section in own.get(stage, [stage]):
             if section == "trigger":
-                assert {name: json.loads(seen[name]) for name in cli.WHOLE_SECTIONS if name != "phase2"} == {
-                    name: getattr(run, name).model_dump() for name in cli.WHOLE_SECTIONS if name != "phase2"
+                assert {name: json.loads(seen[name]) for name in stage_verbs.WHOLE_SECTIONS if name != "phase2"} == {
+                    name: getattr(run, name).model_dump() for name in stage_verbs.WHOLE_SECTIONS if name != "phase2"
                 }
                 checked |= {("trigger", name) for name in TriggerKeys.model_fields}
                 continue
@@ -612,12 +612,12 @@ def test_stages_receive_the_values_of_the_configuration(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_parameters_of_a_stage_are_keys_files_or_identity(stage: str) -> None:
-    parameters = inspect.signature(cli._stage_function(stage)).parameters
-    keys = {name for section in cli.SECTIONS[stage] for name in section.model_fields}
+    parameters = inspect.signature(stage_verbs.stage_function(stage)).parameters
+    keys = {name for section in stage_verbs.SECTIONS[stage] for name in section.model_fields}
     of_files = {name for name, p in parameters.items() if "Path" in str(p.annotation)}
     identity = {"task", "seed", "cycle"}
     from_schedule = {"steps", "updates", "length", "lengths", "on_policy_steps", "retained_updates"}
-    sections = set(cli.WHOLE_SECTIONS) if stage == "triggered" else set()
+    sections = set(stage_verbs.WHOLE_SECTIONS) if stage == "triggered" else set()
     of_environment = {"environment", "environment_arguments", "termination", "episodes"}
     assert set(parameters) <= keys | of_files | identity | from_schedule | of_environment | sections
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())

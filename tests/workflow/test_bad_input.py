@@ -25,7 +25,7 @@ from helpers.workflow import (
 )
 
 from usbpo.artifacts.files import write_json
-from usbpo.commands import cli
+from usbpo.commands import cli, stage_verbs
 from usbpo.experiment.loading import load_run
 from usbpo.experiment.run import Run
 from usbpo.experiment.yaml_files import read_yaml
@@ -334,7 +334,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
 CASES = [(*call, values, said) for call, cases in WRONG.items() for values, said in cases]
 
 
-@pytest.mark.parametrize("stage", cli.SECTIONS)
+@pytest.mark.parametrize("stage", stage_verbs.SECTIONS)
 def test_the_calls_that_are_broken_below_are_sound(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

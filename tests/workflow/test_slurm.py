@@ -12,7 +12,7 @@ import yaml
 from helpers.slurm import Cluster, cluster, missing
 from helpers.workflow import BIN, EXPERIMENT, MBPO, REPO, USBPO, command, finished_workspace, snakemake, tree, wait_for
 
-from usbpo.commands.submit import SCRIPTS
+from usbpo.commands.batch_scripts import SCRIPTS
 from usbpo.experiment.yaml_files import read_yaml
 
 pytestmark = [
