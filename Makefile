@@ -2,6 +2,7 @@
 # make test       set up and run the tests
 # make test-slow  all tests, the slow ones too
 # make lint       style, types, arrows between rooms, schemas, workflow
+# make house      draw the picture of the rooms again
 # make lock       renew the lock file from pyproject.toml
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run setup test test-slow lint schemas lock
+.PHONY: run setup test test-slow lint schemas house lock
 
 run: setup
 	snakemake --cores all
@@ -46,6 +47,9 @@ lint: setup
 
 schemas: setup
 	usbpo schema
+
+house: setup
+	python docs/images/house.py
 
 lock: setup
 	$(BIN)/python -m pip install --quiet pip-tools
