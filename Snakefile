@@ -3,9 +3,11 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
+from usbpo.workspace.snakemake_inside import configuration_files
+
 
 # An experiment given by --configfile stands alone; only without one is the default experiment read.
-if not workflow.overwrite_configfiles:
+if not configuration_files(workflow):
 
     configfile: "config/config.yaml"
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from usbpo.agent import sac
 from usbpo.agent.choice import learner_for
 from usbpo.agent.learner import Learner
+from usbpo.agent.replay import Replay
 from usbpo.agent.sac import Agent
 from usbpo.numerics import device as devices
-from usbpo.stages.policy import Replay, take_updates
+from usbpo.stages.policy import take_updates
 
 SIZES = {"Hopper": (11, 3), "Humanoid": (45, 17)}
 ROWS, REAL, HIDDEN = 256, 12, 256
@@ -149,7 +150,7 @@ def times(obs_dim: int, act_dim: int, calls: int, place: torch.device, turns: in
 def forked_child_has_cuda() -> bool:
     """Whether a child of a process that has imported everything and taken a step on the CPU can use the GPU.
 
-    The warm worker forks such children (usbpo/worker/server.py). To be asked before this process touches CUDA.
+    The warm worker forks such children (usbpo/worker/stage_process.py). To be asked before this process touches CUDA.
     """
     agent = sac.new_agent(sac.Architecture(2, 1, 1, 4), torch.Generator().manual_seed(0))
     Learner(agent, rows=4, real=2, **CONSTANTS).update()

@@ -27,12 +27,14 @@ import torch
 
 from usbpo.agent import sac
 from usbpo.agent.choice import learner_for
+from usbpo.agent.replay import Replay, pack_rows
 from usbpo.artifacts import layout, transitions
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator
-from usbpo.experiment.config import RunConfig, load_run
-from usbpo.experiment.plan import Run
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run import Run
+from usbpo.experiment.run_config import RunConfig
 from usbpo.numerics import device as devices
 from usbpo.numerics.optimizer import Params, moved
 from usbpo.numerics.seeding import seed_sequence, torch_generator
@@ -40,7 +42,7 @@ from usbpo.stages.collect import Actor, Collector, random_actor, stochastic_acto
 from usbpo.stages.evaluate import evaluate_episode
 from usbpo.stages.phase1 import phase1
 from usbpo.stages.phase2 import phase2
-from usbpo.stages.policy import Replay, pack_rows, take_updates
+from usbpo.stages.policy import take_updates
 from usbpo.stages.rollout import rollout
 
 FOLDERS = (Path(__file__).resolve().parents[1] / "config",)

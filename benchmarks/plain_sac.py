@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from usbpo.agent.learner import Learner, pack
+from usbpo.agent.learner import Learner
+from usbpo.agent.replay import pack
 from usbpo.agent.sac import TRAINED, Agent, q_values, sample_action
 from usbpo.numerics.optimizer import Adam, Params, copied, detached, trainable
 

@@ -16,7 +16,7 @@ import torch
 from usbpo.agent import sac
 from usbpo.agent.learner import Learner
 from usbpo.model import ensemble
-from usbpo.model.passes import LikelihoodStep, decay_by_name
+from usbpo.model.likelihood import LikelihoodStep, decay_by_name
 from usbpo.numerics.optimizer import Adam, copied
 
 UPDATES, MINIBATCHES = 150, 60

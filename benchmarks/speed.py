@@ -18,7 +18,7 @@ from sac_peers import PEERS, SLOW
 from usbpo.agent import sac
 from usbpo.agent.acting import OneByOne
 from usbpo.agent.learner import Learner
-from usbpo.stages.policy import Replay
+from usbpo.agent.replay import Replay
 
 SIZES = {"Hopper": (11, 3), "Humanoid": (45, 17)}
 ROWS, REAL, HIDDEN = 256, 12, 256

@@ -1,5 +1,5 @@
-"""The name under which Snakemake finds the display of `usbpo.monitor.progress`: `snakemake --logger usbpo`."""
+"""The name under which Snakemake finds the display of `usbpo.monitor.log_handler`: `snakemake --logger usbpo`."""
 
-from usbpo.monitor.progress import LogHandler
+from usbpo.monitor.log_handler import LogHandler
 
 __all__ = ["LogHandler"]

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import warm
+from helpers import forks
 from hypothesis import settings
 
 from usbpo.agent import sac
 from usbpo.agent.sac import Agent
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
-from usbpo.experiment.config import RunConfig, load_run
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run_config import RunConfig
 from usbpo.model import ensemble
 from usbpo.model.ensemble import Ensemble
 
@@ -37,7 +38,7 @@ def _place(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Where what all workers of the tests share lies, and that it ends with the tests."""
     base = tmp_path_factory.getbasetemp()
     one_of_many = "PYTEST_XDIST_WORKER" in os.environ
-    warm.set_place(base.parent if one_of_many else base, os.getppid() if one_of_many else os.getpid())
+    forks.set_place(base.parent if one_of_many else base, os.getppid() if one_of_many else os.getpid())
 
 
 @pytest.fixture(scope="session")

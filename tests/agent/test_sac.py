@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
+from usbpo.agent import replay as replays
 from usbpo.agent import sac
 from usbpo.agent.learner import Learner
+from usbpo.agent.replay import Replay, replay_of
 from usbpo.agent.sac import Agent, Architecture, mean_action, new_agent, q_values, sample_action
 from usbpo.artifacts import transitions
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 from usbpo.errors import UsbpoError
 from usbpo.numerics.optimizer import Params
-from usbpo.stages import policy as stage
 from usbpo.stages.initialise import initialise
-from usbpo.stages.policy import BLOCK, Replay, policy, replay_of, take_updates
+from usbpo.stages.policy import BLOCK, policy, take_updates
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 from plain_sac import Batch, PlainLearner, in_double, update  # type: ignore[import-not-found]
@@ -477,7 +478,7 @@ def test_the_stage_mixes_real_and_model_rows_as_it_is_told(
             asked.append((updates, rows, real))
             return super().draw(updates, rows, real, generator)
 
-    monkeypatch.setattr(stage, "Replay", Recording)
+    monkeypatch.setattr(replays, "Replay", Recording)
     _, metrics = run(files, tmp_path / "out")
     assert asked == [(6, 40, 2)]
     assert all(entry["q_real"] != entry["q_model"] for entry in metrics["history"])

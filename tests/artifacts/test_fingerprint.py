@@ -9,7 +9,7 @@ import pytest
 
 from usbpo.artifacts import fingerprint as fingerprints
 from usbpo.artifacts.fingerprint import code_alone, fingerprint
-from usbpo.commands.cli import SECTIONS
+from usbpo.commands.stage_verbs import SECTIONS
 
 SOURCE = '''"""A module."""
 
@@ -117,7 +117,9 @@ print(json.dumps(loaded))
 """
     done = subprocess.run([sys.executable, "-c", program, *SECTIONS], capture_output=True, text=True, check=True)
     loaded = json.loads(done.stdout)
-    packages = {"usbpo.stages"}
+    rooms = {f"usbpo.{path.parent.name}" for path in fingerprints.PACKAGE.glob("*/__init__.py")}
+    packages = {"usbpo.stages"} | {room for room in rooms if not fingerprints._code_of(room.partition(".")[2])}
+    assert "usbpo.artifacts" in packages, "a room's own file is a sentence, which shapes no artifact"
     for stage, modules in loaded.items():
         assert f"usbpo.stages.{stage}" in modules
         covered = {f"usbpo.{name}" for name in fingerprints._closure(f"stages.{stage}")}

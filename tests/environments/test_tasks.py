@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from usbpo.environments.tasks import Simulator, Step
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import RunConfig
+from usbpo.experiment.run_config import RunConfig
 
 DIMENSIONS = {
     "InvertedPendulum": (4, 1),

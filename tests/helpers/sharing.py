@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from helpers.workflow import BIN, REPO, USBPO, ended
-from usbpo.experiment.config import read_yaml
+from usbpo.experiment.yaml_files import read_yaml
 
 RUN = f"data/runs/{USBPO}"
 OF_DVC = (".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvcignore", "dvc.yaml")

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import yaml
 
-from helpers import warm
-from usbpo.experiment.config import read_yaml
+from helpers import forks
 from usbpo.experiment.plan import Plan
+from usbpo.experiment.yaml_files import read_yaml
 
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -87,8 +87,8 @@ def snakemake(
 def ended(words: list[str], folder: Path, **changes: str) -> Ended:
     """Run a command in `folder` to its end: forked where that makes no difference, else as a user's shell does."""
     program = Path(words[0])
-    if program.parent == BIN and program.name in warm.PROGRAMS and warm.may_serve(changes):
-        return Ended(*warm.run(program.name, words[1:], folder, environment(**changes), 600))
+    if program.parent == BIN and program.name in forks.PROGRAMS and forks.may_serve(changes):
+        return Ended(*forks.run(program.name, words[1:], folder, environment(**changes), 600))
     done = subprocess.run(
         words,
         stdin=subprocess.DEVNULL,

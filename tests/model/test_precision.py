@@ -23,11 +23,12 @@ from usbpo.artifacts.transitions import Transitions
 from usbpo.commands import cli
 from usbpo.environments.terminations import never
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import load_run
+from usbpo.experiment.loading import load_run
 from usbpo.model import ensemble as ensembles
 from usbpo.model import passes
 from usbpo.model.ensemble import Architecture, Ensemble, holdout_mse, new_ensemble, predict, predict_one_member
-from usbpo.model.passes import Forward, LikelihoodStep, Passes, layer_count, layer_types, number_type
+from usbpo.model.likelihood import LikelihoodStep
+from usbpo.model.passes import Forward, Passes, layer_count, layer_types, number_type
 from usbpo.numerics.optimizer import Adam, Params, copied
 from usbpo.stages.model_data import model_data, split_holdout
 from usbpo.stages.phase1 import phase1
@@ -277,8 +278,10 @@ def test_parameters_are_rounded_anew_in_every_pass() -> None:
     within(made.outputs, allowed.before[-1], allowed.before_errors[-1])
 
 
-@pytest.mark.parametrize("loss", ["as_written", "as_released"])
-def test_a_step_reads_nothing_on_the_host_and_stays_on_its_device(loss: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "stand_in"), [("as_written", "fixed"), ("as_written", "moving"), ("as_released", "moving")]
+)
+def test_a_step_reads_nothing_on_the_host_and_stays_on_its_device(loss: str, stand_in: str) -> None:
     """As a CUDA graph demands. Tensors of the device `meta` have no values, so that reading one fails."""
     meta = torch.device("meta")
     model = new_ensemble(Architecture(3, 2, 4, 2, 3, 8), torch.Generator()).to(meta, BFLOAT16)
@@ -286,9 +289,10 @@ def test_a_step_reads_nothing_on_the_host_and_stays_on_its_device(loss: str) -> 
     inputs, targets = torch.empty(50, 5, device=meta), torch.empty(50, 4, device=meta)
     step = LikelihoodStep(model.params, adam, inputs, targets, 20, 0.01, BFLOAT16)
     step.take(torch.zeros(4, 20, dtype=torch.int64, device=meta))
-    tuning = FineTuning(model, model, loss)
+    tuning = FineTuning(model, model, loss, stand_in)
     members = torch.zeros(16, dtype=torch.int64, device=meta)
-    rows = Compared(torch.empty(16, 5, device=meta), torch.empty(16, 8, device=meta), members)
+    m_star = torch.empty(4, 16, 8, device=meta) if stand_in == "fixed" else None
+    rows = Compared(torch.empty(16, 5, device=meta), torch.empty(16, 8, device=meta), members, m_star)
     Descent(tuning, Adam(tuning.params, 1e-4), 16, "shift+bias").step(rows)
     assert tuning.objective(rows).of("shift+bias").device == meta
 

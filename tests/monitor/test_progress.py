@@ -14,9 +14,11 @@ import h5py
 import pytest
 
 from usbpo.artifacts import layout
-from usbpo.monitor import status
-from usbpo.monitor.progress import LineDisplay, Progress
-from usbpo.monitor.status import Run, Target
+from usbpo.monitor.display import LineDisplay
+from usbpo.monitor.progress import Progress
+from usbpo.monitor.runs import Run, Target
+from usbpo.monitor.status import read_status
+from usbpo.monitor.targets import read_targets
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = Run("InvertedPendulum", "usbpo", 0)
@@ -206,8 +208,8 @@ def test_without_a_terminal_each_evaluation_is_a_line_and_nothing_is_lost(worksp
     assert code == 0
     assert "Nothing to be done" in text
 
-    assert status.read_targets(workspace)[RUN] == Target(2, 250)
-    assert [found.state for found in status.read_status(workspace)] == ["finished", "finished"]
+    assert read_targets(workspace)[RUN] == Target(2, 250)
+    assert [found.state for found in read_status(workspace)] == ["finished", "finished"]
 
 
 def test_a_dry_run_prints_what_it_always_prints(workspace: Path) -> None:
@@ -232,7 +234,7 @@ def test_a_failed_stage_is_told_in_its_own_words_and_the_other_run_goes_on(works
     assert "CalledProcessError" not in text
     assert "InvertedPendulum/mbpo/seed-0  cycle 2 of 2  evaluated" in text
     assert text.splitlines()[-1].startswith("1 job failed, see above;")
-    found = {found.run.method: found for found in status.read_status(workspace)}
+    found = {found.run.method: found for found in read_status(workspace)}
     assert found["usbpo"].at_work == "stopped in policy 2"
     assert found["mbpo"].state == "finished"
 

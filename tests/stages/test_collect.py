@@ -19,7 +19,7 @@ from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions, read, read_collector
 from usbpo.environments.tasks import Simulator
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import RunConfig
+from usbpo.experiment.run_config import RunConfig
 from usbpo.stages.collect import collect
 from usbpo.stages.evaluate import evaluate
 from usbpo.stages.initialise import initialise

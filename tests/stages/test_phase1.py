@@ -17,7 +17,7 @@ from usbpo.errors import UsbpoError
 from usbpo.model import ensemble as ensembles
 from usbpo.model import fitting
 from usbpo.model.ensemble import Architecture, Ensemble, holdout_mse, new_ensemble
-from usbpo.model.passes import LikelihoodStep
+from usbpo.model.likelihood import LikelihoodStep
 from usbpo.numerics.optimizer import new_moments
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 from usbpo.stages.phase1 import Snapshots, phase1, shuffled_rows, train

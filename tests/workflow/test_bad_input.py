@@ -25,9 +25,10 @@ from helpers.workflow import (
 )
 
 from usbpo.artifacts.files import write_json
-from usbpo.commands import cli
-from usbpo.experiment.config import load_run, read_yaml
-from usbpo.experiment.plan import Run
+from usbpo.commands import cli, stage_verbs
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run import Run
+from usbpo.experiment.yaml_files import read_yaml
 
 OF_USBPO, OF_MBPO = f"data/runs/{USBPO}", f"data/runs/{MBPO}"
 
@@ -47,15 +48,15 @@ def command_of(stage: str) -> list[str]:
     triggered = Run("test-pendulum", "test-cmlo", 0, load_run("test-pendulum", "test-cmlo", FOLDERS))
     told = {
         "block": [],
-        "initialise": [run.initialise_options()],
-        "collect": [run.collect_options(2), "--task test-pendulum"],
-        "triggered": [triggered.triggered_options(2), "--task test-pendulum"],
-        "phase1": [run.phase1_options()],
-        "phase2": [run.phase2_options()],
-        "rollout": [run.rollout_options(2)],
-        "policy": [run.policy_options()],
-        "evaluate": [run.evaluate_options(2), "--task test-pendulum"],
-        "theory": [run.theory_options()],
+        "initialise": [run.options.initialise()],
+        "collect": [run.options.collect(2), "--task test-pendulum"],
+        "triggered": [triggered.options.triggered(2), "--task test-pendulum"],
+        "phase1": [run.options.phase1()],
+        "phase2": [run.options.phase2()],
+        "rollout": [run.options.rollout(2)],
+        "policy": [run.options.policy()],
+        "evaluate": [run.options.evaluate(2), "--task test-pendulum"],
+        "theory": [run.options.theory()],
     }
     data = " ".join(run.real_data(2))
     files = {
@@ -255,6 +256,10 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("{", "--phase1 is no JSON; give the section as the configuration has it"),
         ('{"batchsize":3}', "unknown key '--phase1.batchsize'; see config/README.md for the keys, or remove it"),
     ],
+    ("triggered", "--phase2"): [
+        ('{"loss":"as_released"}', "as_released has a stand-in that moves along; set stand_in: moving beside it"),
+        ('{"stand_in":"still"}', "'--phase2.stand_in' must be 'fixed' or 'moving', but is 'still'; mend the value"),
+    ],
     ("triggered", "--trigger"): [
         (
             '{"check_every":10,"min_steps":90,"max_steps":90,"states":40}',
@@ -286,8 +291,10 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         (SHARD, f"its kind is transitions, but rollouts is expected{RIGHT_FILE}"),
     ],
     ("phase2", "--loss"): [
-        ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value")
+        ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value"),
+        ("as_released", "loss: as_released has a stand-in that moves along; set stand_in: moving beside it"),
     ],
+    ("phase2", "--stand-in"): [("still", "'--stand-in' must be 'fixed' or 'moving', but is 'still'; mend the value")],
     ("phase2", "--learning-rate"): [("1e30", "fine-tuning diverged, .*; lower phase2.learning_rate")],
     ("rollout", "--model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
     ("rollout", "--policy"): [("bad/seed-1-policy.safetensors", OF_SEED_1)],
@@ -327,7 +334,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
 CASES = [(*call, values, said) for call, cases in WRONG.items() for values, said in cases]
 
 
-@pytest.mark.parametrize("stage", cli.SECTIONS)
+@pytest.mark.parametrize("stage", stage_verbs.SECTIONS)
 def test_the_calls_that_are_broken_below_are_sound(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

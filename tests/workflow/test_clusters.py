@@ -9,7 +9,7 @@ import pytest
 import yaml
 from helpers.workflow import REPO, environment
 
-from usbpo.experiment.config import read_yaml
+from usbpo.experiment.yaml_files import read_yaml
 
 DOCUMENT = (REPO / "docs/clusters.md").read_text(encoding="utf-8")
 

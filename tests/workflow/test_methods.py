@@ -10,14 +10,20 @@ import pytest
 import yaml
 from helpers.workflow import FOLDERS, REPO, Ended, files, snakemake, tree
 
-from usbpo.experiment.config import find, load_run, read_layers, read_yaml
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.layers import find, read_layers
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
+from usbpo.experiment.yaml_files import read_yaml
 
 TASKS = (
     *("InvertedPendulum", "InvertedDoublePendulum", "Hopper", "Walker2d", "HalfCheetah", "Swimmer"),
     *("AntTruncated", "HumanoidTruncated"),
 )
-METHODS = ("usbpo", "mbpo", "cmlo", "sac", "usbpo-shift", "usbpo-bias", "usbpo-as-released", "mbpo-lr1e-4")
+METHODS = (
+    *("usbpo", "mbpo", "cmlo", "sac"),
+    *("usbpo-moving", "usbpo-shift", "usbpo-bias", "usbpo-as-released", "mbpo-lr1e-4"),
+)
 TINY_TASK = {
     "schedule": {"random_steps": 60, "epoch_steps": 60, "model_train_freq": 30},
     "policy": {"updates_per_step": 1},
@@ -144,7 +150,8 @@ def test_a_method_adds_to_its_base_only_what_makes_it_one(method: str) -> None:
     keys = set(read_yaml(find("algorithms", method, FOLDERS))) - {"description", "base"}
     allowed = {
         "usbpo": {"phase2"}, "cmlo": {"schedule", "trigger"}, "sac": {"model", "policy"}, "usbpo-shift": {"phase2"},
-        "usbpo-bias": {"phase2"}, "usbpo-as-released": {"phase2"}, "mbpo-lr1e-4": {"phase1"},
+        "usbpo-bias": {"phase2"}, "usbpo-as-released": {"phase2"}, "usbpo-moving": {"phase2"},
+        "mbpo-lr1e-4": {"phase1"},
     }  # fmt: skip
     if method != "mbpo":
         assert keys == allowed[method]
@@ -156,6 +163,8 @@ def test_the_methods_differ_from_mbpo_in_the_published_ways() -> None:
     assert (runs["usbpo"].phase2.terms, runs["usbpo"].phase2.loss) == ("shift+bias", "as_written")
     assert [runs[f"usbpo-{term}"].phase2.terms for term in ("shift", "bias")] == ["shift", "bias"]  # type: ignore[union-attr]
     assert runs["usbpo-as-released"].phase2.loss == "as_released"  # type: ignore[union-attr]
+    moving = [method for method, run in runs.items() if run.phase2 is not None and run.phase2.stand_in == "moving"]
+    assert moving == ["usbpo-moving", "usbpo-as-released"]
     assert runs["mbpo"].phase2 is None
     assert runs["mbpo-lr1e-4"].phase1.learning_rate == 1e-4
     assert runs["sac"].model is None

@@ -28,8 +28,9 @@ from helpers.sharing import (
 from helpers.workflow import MBPO, RESULTS, USBPO, Job, copied, finished_workspace, jobs, jobs_in
 
 from usbpo.artifacts.layout import PROVENANCE
-from usbpo.commands.publish import Tracked, _targets
 from usbpo.workspace import provenance
+from usbpo.workspace.dvc_inside import Tracked, targets
+from usbpo.workspace.snakemake_inside import format_number
 
 NOTHING = "Nothing to be done"
 NEWEST = (f"{RUN}/data", f"{RUN}/00002", f"{RUN}/00003", f"{RUN}/{PROVENANCE}")
@@ -558,8 +559,8 @@ def test_dvc_is_told_to_add_what_is_shared_and_to_drop_nothing(
         return frozenset(f"{RUN}/{name}" for name in names)
 
     tracked = None if changed is None else Tracked(of_run(changed), of_run(missing))
-    targets = _targets(folder, RUN, of_run(shared), tracked)
-    assert targets == [f"{RUN}/{name}".rstrip("/") for name in expected]
+    told = targets(folder, RUN, of_run(shared), of_run((PROVENANCE,)), tracked)
+    assert told == [f"{RUN}/{name}".rstrip("/") for name in expected]
 
 
 # ---- the provenance of itself ------------------------------------------------------------------------------------
@@ -612,4 +613,4 @@ def test_equal_entries_give_equal_bytes(tmp_path: Path) -> None:
     os.utime(tmp_path / "one", (0, 0))
     provenance.write(tmp_path / "two", dict(reversed(entries.items())))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert provenance.read(tmp_path / "two") == (provenance.format_number(), entries)
+    assert provenance.read(tmp_path / "two") == (format_number(), entries)

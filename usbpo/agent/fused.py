@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from usbpo.agent import kernels
-from usbpo.agent.learner import Learner, stored_shapes
+from usbpo.agent import kernels, step_kernels
+from usbpo.agent.learner import Learner
+from usbpo.agent.networks import stored_shapes
 from usbpo.agent.sac import Agent, Architecture
 from usbpo.numerics.launching import PRECISION, launch, network_places, padded
 
@@ -89,7 +90,7 @@ class FusedLearner(Learner):
             self._error, self._of_values, self._critic_flows, DISCOUNT=self.discount,
         )  # fmt: skip
         of_critics(
-            kernels.step_critics, (of_critics.tiles, 2),
+            step_kernels.step_critics, (of_critics.tiles, 2),
             batch, self._critic_hidden, self._critic_flows, self._of_values,
             critics, self._targets, critic_adam.exp_avg[0], critic_adam.exp_avg_sq[0], self._powers[:2],
             RATE=critic_adam.learning_rate, POLYAK=self.polyak,
@@ -105,7 +106,7 @@ class FusedLearner(Learner):
             self._head_gradient, self._policy_flows,
         )  # fmt: skip
         of_actor(
-            kernels.step_actor, (of_actor.tiles + 1,),
+            step_kernels.step_actor, (of_actor.tiles + 1,),
             batch, self._policy_hidden, self._policy_flows, self._head_gradient, log_density, self._entropy,
             actor, actor_adam.exp_avg[0], actor_adam.exp_avg_sq[0],
             log_alpha, actor_adam.exp_avg[1], actor_adam.exp_avg_sq[1], self._powers[2:],

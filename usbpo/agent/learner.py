@@ -16,14 +16,15 @@ value, so that a CUDA graph holds the whole update (`usbpo.numerics.device`). He
 transposed (units, rows), because the products of tall and narrow matrices are many times slower.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import log
 
 import torch
 from torch import Tensor
 
 from usbpo.agent import sac
-from usbpo.agent.sac import LOG_STD_BOUNDS, Agent, Architecture
+from usbpo.agent.networks import Stack, actor_views, layers_of, relu_backward, stored_shapes
+from usbpo.agent.sac import LOG_STD_BOUNDS, Agent
 from usbpo.numerics.device import captured
 from usbpo.numerics.optimizer import FlatAdam, Params, flat_size, flat_views
 
@@ -31,97 +32,8 @@ CPU = torch.device("cpu")
 LOG_DENSITY_CONSTANT = 2.0 * log(2.0) + 0.5 * log(2.0 * torch.pi)
 """For each dimension of the action: of the Gaussian, and of log(1 − tanh²u) = 2 (log 2 − u − softplus(−2u))"""
 
-relu_backward = torch.ops.aten.threshold_backward.grad_input
 clamp_backward = torch.ops.aten.hardtanh_backward.grad_input
 softplus = torch.ops.aten.softplus.out
-
-
-def pack(
-    observations: Tensor,
-    actions: Tensor,
-    rewards: Tensor,
-    next_observations: Tensor,
-    terminations: Tensor,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Transitions as (2, rows, obs_dim + act_dim + 1): (s, a, r), and (s', 0, 1 − d).
-
-    The zeros are room for the policy's actions in s', so that both halves are inputs of critics.
-
-    Args:
-        terminations: (rows,), 1 where the next state is terminal: time limits do not cut the bootstrap.
-        out: what is filled and returned, on any device; a new tensor without it.
-    """
-    (rows, obs_dim), act_dim = observations.shape, actions.shape[1]
-    if out is None:
-        out = observations.new_empty(2, rows, obs_dim + act_dim + 1)
-    out[0, :, :obs_dim], out[0, :, obs_dim:-1], out[0, :, -1] = observations, actions, rewards
-    out[1, :, :obs_dim], out[1, :, obs_dim:-1], out[1, :, -1] = next_observations, 0.0, 1.0 - terminations
-    return out
-
-
-class Layer:
-    """One layer of a network, or of several stacked ones.
-
-    Attributes:
-        weight, bias: (…, in, out) and (…, 1, out).
-        turned: the weight transposed, the same memory: a view costs as much as the arithmetic of a small kernel.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self.weight, self.bias, self.turned = weight, bias, weight.mT
-
-
-class Stack:
-    """Some of the stacked critics, or of the targets, that are passed through together.
-
-    Args:
-        params: of all of them, (2, …).
-        gradients: of the same shapes; what the caller fills.
-        place: which of them.
-        hidden: buffers (2, rows, hidden_size) for the outputs of the hidden layers.
-    """
-
-    def __init__(self, params: Params, gradients: Params, place: slice, hidden: list[Tensor]) -> None:
-        self.place = place
-        self.layers, self.gradients = (
-            layers_of({name: tensor[place] for name, tensor in group.items()}) for group in (params, gradients)
-        )
-        self.hidden = [output[place] for output in hidden]
-        self.hidden_turned = [output.mT for output in self.hidden]
-
-    def forward(self, inputs: Tensor, values: Tensor) -> None:
-        """Fill `hidden` and this stack's rows of `values` (2, rows) from inputs (rows, obs_dim + act_dim)."""
-        below = inputs.expand(len(self.hidden[0]), -1, -1)
-        for layer, output in zip(self.layers, self.hidden, strict=False):
-            below = torch.baddbmm(layer.bias, below, layer.weight, out=output).relu_()
-        last = self.layers[-1]
-        torch.baddbmm(last.bias, last.turned, self.hidden_turned[-1], out=values[self.place, None])
-
-    def backward(self, of_values: Tensor, hidden: list[Tensor], buffers: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """The gradient on its way down from the values of the last `forward`, or of some of its rows.
-
-        Args:
-            of_values: gradient of the values, (networks, rows).
-            hidden: outputs of the hidden layers, (networks, rows, hidden_size) each.
-            buffers: two of that size; what is yielded lies there.
-
-        Yields:
-            The place of a layer, the last hidden one first, and the gradient of its output before the ReLU, (networks,
-            rows, hidden_size).
-        """
-        flowing, other = buffers
-        torch.mul(of_values[:, :, None], self.layers[-1].turned, out=flowing)
-        for place in reversed(range(len(hidden))):
-            relu_backward(flowing, hidden[place], 0, grad_input=flowing)
-            yield place, flowing
-            if place:
-                flowing, other = torch.bmm(flowing, self.layers[place].turned, out=other), flowing
-
-
-def layers_of(params: Params) -> list[Layer]:
-    """The layers of a network, first to last."""
-    return [Layer(params[f"weight.{n}"], params[f"bias.{n}"]) for n in range(len(params) // 2)]
 
 
 class Learner:
@@ -143,7 +55,7 @@ class Learner:
             the device wants it.
 
     Attributes:
-        batch: (2, rows, obs_dim + act_dim + 1), as `pack` makes it.
+        batch: (2, rows, obs_dim + act_dim + 1), as `replay.pack` makes it.
         noise: standard normal, (act_dim, 2, rows), for the present and the next actions.
         actor, critics, targets, temperature: the agent's tensors, views of flat buffers.
         updates: updates taken since the beginning of the run.
@@ -219,7 +131,7 @@ class Learner:
         self._actor_adam = FlatAdam([weights, log_alpha], learning_rate)
 
         views: dict[str, Callable[[Tensor], Params]] = {
-            "actor": lambda buffer: _actor_views(buffer, actor_shapes),
+            "actor": lambda buffer: actor_views(buffer, actor_shapes),
             "critics": lambda buffer: flat_views(buffer, critic_shapes),
             "temperature": lambda buffer: {"log": buffer[0]},
         }
@@ -398,22 +310,6 @@ class Learner:
             *_, (_, of_first) = critics.backward(chosen.new_ones(1, len(rows)), hidden, buffers)
             weight = critics.layers[0].weight[0, self.architecture.obs_dim :]
             self._action_gradient.index_copy_(1, rows, torch.mm(weight, of_first[0].t()))
-
-
-def stored_shapes(architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Shapes of the actor and of one critic as they lie in memory: the actor's last weight is (out, in)."""
-    shapes = architecture.shapes()
-    actor, critic = dict(shapes["actor"]), {name: shape[1:] for name, shape in shapes["critics"].items()}
-    last = f"weight.{architecture.hidden_layers}"
-    actor[last] = actor[last][::-1]
-    return actor, critic
-
-
-def _actor_views(buffer: Tensor, stored: dict[str, tuple[int, ...]]) -> Params:
-    """The actor's tensors in the shapes that all others know."""
-    views = flat_views(buffer, stored)
-    last = f"weight.{len(stored) // 2 - 1}"
-    return {**views, last: views[last].t()}
 
 
 def _fill(places: Params, values: Params) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from usbpo.model.passes import LikelihoodStep, decay_by_name
+from usbpo.model.likelihood import LikelihoodStep, decay_by_name
 from usbpo.numerics.device import has_kernels
 from usbpo.numerics.optimizer import Adam, Params, copied
 

@@ -1,4 +1,4 @@
-"""Phase 1 on a GPU, two kernels a minibatch: what `usbpo.model.passes.LikelihoodStep` does in about sixty."""
+"""Phase 1 on a GPU, two kernels a minibatch: what `usbpo.model.likelihood.LikelihoodStep` does in about sixty."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,8 +1,9 @@
 """The networks of the ensemble, forward and backward, in buffers of their own: nearly all that training a model costs.
 
 What is computed stands in `ensemble.raw_outputs` and `ensemble.negative_log_likelihood`; autograd gives the same
-gradients from them, to rounding (`tests/test_passes.py`), and costs more (`docs/performance-model.md`). Everything here
-runs on the device and in the precision of the parameters, reads nothing on the host, and so can be captured.
+gradients from them, to rounding (`tests/model/test_passes.py`), and costs more (`docs/performance-model.md`).
+Everything here runs on the device and in the precision of the parameters, reads nothing on the host, and so can be
+captured.
 
 **Lower precision.** The layers between hidden layers, which are nearly all of the arithmetic, may have their
 products in bfloat16 (`products`). Their weights are then rounded copies of the parameters, made anew in each pass, and
@@ -14,11 +15,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, silu, softplus
+from torch.nn.functional import pad, silu
 
 from usbpo.errors import UsbpoError
-from usbpo.numerics.device import captured
-from usbpo.numerics.optimizer import Adam, Params
+from usbpo.numerics.optimizer import Params
 
 CHUNK_ROWS = 512
 """Rows at a time on the CPU: two activations of 200 units and the weights of a layer then lie in its second cache. In
@@ -335,85 +335,3 @@ class _Layers:
                 else:
                     torch.ops.aten.silu_backward.grad_input(to_after, before, grad_input=before)
                 delta = before
-
-
-def decay_by_name(weight_decay: Sequence[float]) -> dict[str, float]:
-    """The factor of each layer's L2 penalty by the name of its weights."""
-    return {f"weight.{layer}": factor for layer, factor in enumerate(weight_decay)}
-
-
-class LikelihoodStep:
-    """One Adam step of phase 1 on a minibatch, down the gradient of `ensemble.negative_log_likelihood`.
-
-    The gradient of its L2 penalty is the optimizer's weight decay, `decay_by_name`.
-
-    Args:
-        params: of all members; changed in place.
-        adam: their optimizer.
-        inputs: all rows, standardised, (all rows, obs_dim + act_dim).
-        targets: (reward, s' − s) of all rows, (all rows, obs_dim + 1).
-        rows: rows of a minibatch.
-        log_variance_penalty: weight of the bounds' penalty.
-        products: precision of the products between hidden layers; default: that of the parameters.
-    """
-
-    def __init__(
-        self,
-        params: Params,
-        adam: Adam,
-        inputs: Tensor,
-        targets: Tensor,
-        rows: int,
-        log_variance_penalty: float,
-        products: torch.dtype | None = None,
-    ) -> None:
-        self.upper, self.lower = params["max_log_variance"].detach(), params["min_log_variance"].detach()
-        self.gradients, self.penalty = adam.gradients, log_variance_penalty
-        self.passes = Passes(params, self.gradients, rows, products)
-        members = len(self.passes.inputs)
-        self._all_inputs, self._all_targets, self._adam = inputs, targets, adam
-        self._targets = targets.new_empty(members, rows, targets.shape[1])
-        self._rows = torch.zeros(members, rows, dtype=torch.int64, device=inputs.device)
-        self._step: Callable[[], None] = captured(self.once, inputs.device, adam.changes())
-
-    def take(self, rows: Tensor) -> None:
-        """Learn from the given rows, numbers (members, rows)."""
-        self._rows.copy_(rows)
-        self._step()
-
-    @torch.no_grad()
-    def once(self) -> None:
-        self.load()
-        self.passes.forward()
-        self.differentiate()
-        self.passes.backward()
-        self._adam.step()
-
-    def load(self) -> None:
-        """Gather the minibatch."""
-        flat = self._rows.flatten()
-        torch.index_select(self._all_inputs, 0, flat, out=self.passes.inputs.flatten(0, 1))
-        torch.index_select(self._all_targets, 0, flat, out=self._targets.flatten(0, 1))
-
-    def differentiate(self) -> None:
-        """From the outputs, the gradients of the loss in them and in the bounds of the log-variance.
-
-        With v the bounded log-variance and e = mean − target, each entry of a member's (rows, dim) adds
-        (e² exp(−v) + v) / (rows · dim). The bounds are u = max − softplus(max − raw), v = min + softplus(u − min).
-        """
-        mean, raw = self.passes.outputs.chunk(2, dim=-1)
-        to_mean, to_raw = self.passes.deltas.chunk(2, dim=-1)
-        share = 1.0 / mean[0].numel()
-        below_upper = self.upper - raw
-        bounded_above = self.upper - softplus(below_upper)
-        above_lower = bounded_above - self.lower
-        log_variance = self.lower + softplus(above_lower)
-
-        error = mean - self._targets
-        weighted = error * torch.exp(-log_variance)
-        torch.mul(weighted, 2.0 * share, out=to_mean)
-        to_log_variance = share - share * weighted * error
-        to_above = to_log_variance * torch.sigmoid(above_lower)
-        torch.mul(to_above, torch.sigmoid(below_upper), out=to_raw)
-        torch.sum(to_above - to_raw, dim=(0, 1), out=self.gradients["max_log_variance"]).add_(self.penalty)
-        torch.sum(to_log_variance - to_above, dim=(0, 1), out=self.gradients["min_log_variance"]).sub_(self.penalty)

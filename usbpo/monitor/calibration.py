@@ -24,7 +24,8 @@ from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator
 from usbpo.experiment.sizes import Sizes
 from usbpo.model import ensemble
-from usbpo.model.passes import LikelihoodStep, decay_by_name, number_type
+from usbpo.model.likelihood import LikelihoodStep, decay_by_name
+from usbpo.model.passes import number_type
 from usbpo.numerics.optimizer import Adam, copied
 
 ROWS_READ = 50_000

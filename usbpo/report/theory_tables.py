@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 from usbpo.report.records import Measured, Run, Terms, Theory
-from usbpo.report.tables import Cell, Table
+from usbpo.report.tabular import Cell, Table
 
 Place = Literal["holdout", "rollout"]
 Phase = Literal["before", "after"]

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from usbpo.agent import sac
 from usbpo.agent.choice import learner_for
-from usbpo.agent.learner import Learner, pack
+from usbpo.agent.learner import Learner
+from usbpo.agent.replay import Replay, replay_of
 from usbpo.artifacts import transitions
 from usbpo.artifacts.checkpoints import check_architecture
 from usbpo.artifacts.files import write_json
 from usbpo.artifacts.header import Header, parameters_of
-from usbpo.artifacts.transitions import Transitions
 from usbpo.errors import UsbpoError
 from usbpo.numerics import device as devices
 from usbpo.numerics.seeding import torch_generator
@@ -22,60 +22,6 @@ BLOCK = 100
 """Updates whose row numbers and noise are drawn at once; another number is another stream of random numbers."""
 Line = dict[str, float | None]
 """The scalars of one update by name, with its number."""
-
-
-class Replay:
-    """Packed transitions on a device, drawn from uniformly with replacement.
-
-    Args:
-        packed: (2, rows, width) as `learner.pack` makes it: the model's rows, the real ones behind them, and perhaps
-            room for more.
-        model_rows: how many are the model's.
-        real_rows: how many are real.
-    """
-
-    def __init__(self, packed: Tensor, model_rows: int, real_rows: int) -> None:
-        self.packed, self.model_rows, self.real_rows = packed, model_rows, real_rows
-
-    def draw(self, updates: int, rows: int, real: int, generator: torch.Generator) -> Tensor:
-        """Row numbers (updates, rows) of batches whose first `real` rows are real and the others the model's."""
-        end = self.model_rows + self.real_rows
-        drawn = torch.empty(updates, rows, dtype=torch.int64, device=self.packed.device)
-        drawn[:, :real] = torch.randint(self.model_rows, end, (updates, real), generator=generator, device=drawn.device)
-        if real < rows:
-            shape = (updates, rows - real)
-            drawn[:, real:] = torch.randint(self.model_rows, shape, generator=generator, device=drawn.device)
-        return drawn
-
-    def append(self, real: Transitions) -> None:
-        """Take further real rows, for which there must be room."""
-        end = self.model_rows + self.real_rows
-        pack_rows(real, self.packed[:, end : end + len(real)])
-        self.real_rows += len(real)
-
-    def gather(self, index: Tensor, batch: Tensor) -> None:
-        """Fill `batch` (2, rows, width) with the rows of these numbers."""
-        for half, rows in zip(self.packed, batch, strict=True):
-            torch.index_select(half, 0, index, out=rows)
-
-
-def pack_rows(batch: Transitions, out: Tensor) -> None:
-    """Fill `out` (2, rows, width) with transitions as `learner.pack` lays them out."""
-    observations, actions, rewards, next_observations, terminations = map(
-        torch.from_numpy,
-        (batch.observations, batch.actions, batch.rewards, batch.next_observations, batch.terminations),
-    )
-    pack(observations, actions, rewards, next_observations, terminations.to(torch.float32), out)
-
-
-def replay_of(real: Transitions, model: Transitions | None, device: torch.device, room: int = 0) -> Replay:
-    """D_env and, where there is one, D_model, with room for so many more real rows."""
-    model_rows, width = 0 if model is None else len(model), real.observations.shape[1] + real.actions.shape[1] + 1
-    packed = torch.empty(2, model_rows + len(real) + room, width, device=device)
-    if model is not None:
-        pack_rows(model, packed[:, :model_rows])
-    pack_rows(real, packed[:, model_rows : model_rows + len(real)])
-    return Replay(packed, model_rows, len(real))
 
 
 def take_updates(

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from usbpo.agent import sac
 from usbpo.agent.choice import learner_for
 from usbpo.agent.learner import Learner
+from usbpo.agent.replay import Replay, replay_of
 from usbpo.artifacts import layout, transitions
 from usbpo.artifacts.checkpoints import check_architecture
 from usbpo.artifacts.files import read_json, write_json
@@ -33,7 +34,7 @@ from usbpo.numerics.seeding import numpy_generator, torch_generator
 from usbpo.stages.collect import CONTINUE, Collector, check_episodes, check_finite, stochastic_actor
 from usbpo.stages.phase1 import phase1 as train_model
 from usbpo.stages.phase2 import phase2 as fine_tune
-from usbpo.stages.policy import Line, Replay, learn, replay_of, write_metrics
+from usbpo.stages.policy import Line, learn, write_metrics
 from usbpo.stages.rollout import rollout as roll_out
 
 KIND = "trigger"

@@ -2,12 +2,11 @@
 
 Without its records, Snakemake takes a pulled workspace for one in which nearly everything is out of date; with them it
 finds nothing to do, and notices every change as precisely as where the files were made. The format of the records is
-private to Snakemake. It is read and written by Snakemake's own class, and used only where the number of the format is
-the one that the records were made with.
+private to Snakemake (usbpo.workspace.snakemake_inside), and they are used only where the number of the format is the
+one that they were made with.
 """
 
 import gzip
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -18,18 +17,13 @@ from typing import Any
 from usbpo.artifacts import layout, pulled
 from usbpo.artifacts.files import sha256, writing
 from usbpo.errors import UsbpoError
+from usbpo.workspace.snakemake_inside import Records, format_number
 
 VERSION = 1
 """Of the file's own lines."""
 
 STAMP = 946_684_800
 """The time stamp that pulled files get, 2000-01-01: one for all folders, and older than whatever is made here."""
-
-KEPT = (
-    *("rule", "input", "log", "shellcmd", "params", "code", "record_format_version", "conda_env"),
-    *("container_img_url", "software_stack_hash", "input_checksums"),
-)
-"""The entries of a record that say how a file was made; the others are times, and marks of the process that made it."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +33,6 @@ class Entry:
     record: Mapping[str, Any]
     sha256: str | None = None
     """Of its content; None where it was not there."""
-
-
-def format_number() -> int:
-    """The number that the installed Snakemake gives to the format of its records."""
-    from snakemake.persistence import RECORD_FORMAT_VERSION
-
-    return int(RECORD_FORMAT_VERSION)
 
 
 def read(path: Path) -> tuple[int, dict[str, Entry]]:
@@ -77,26 +64,10 @@ def write(path: Path, entries: Mapping[str, Entry]) -> None:
         temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
-def records(root: Path, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What Snakemake has recorded of files below `root`, without times and marks of processes; by path.
-
-    A file that is being made, or was left half-made by a crash, has none; so has one of an earlier format.
-    """
-    persistence = _persistence(root)
-    names = list(paths)
-    unfinished = persistence._filter_incomplete_keys(names)
-    found = {name: persistence._read_record(name) for name in names if name not in unfinished}
-    return {
-        name: {key: getattr(record, key) for key in KEPT}
-        for name, record in found.items()
-        if record is not None and record.record_format_version == format_number()
-    }
-
-
 def changed_since(root: Path, names: Iterable[str]) -> set[str]:
     """Those of the files that were written, or touched, after the job had left them of which Snakemake has a record."""
-    persistence = _persistence(root)
-    left = {name: getattr(persistence._read_record(name), "endtime", None) for name in names}
+    records = Records(root)
+    left = {name: records.left_at(name) for name in names}
     return {name for name, time in left.items() if time is not None and (root / name).stat().st_mtime > time}
 
 
@@ -143,7 +114,7 @@ def remember(root: Path, folder: str) -> None:
 def _put_back(root: Path, path: Path, number: int, entries: Mapping[str, Entry]) -> list[str]:
     """Write the records of one folder, and make the time stamps of its files equal."""
     usable = number == format_number()
-    persistence = _persistence(root)
+    records = Records(root)
     others = []
     for name, entry in entries.items():
         file = root / name
@@ -154,7 +125,7 @@ def _put_back(root: Path, path: Path, number: int, entries: Mapping[str, Entry])
         if is_there and not (usable and _is_link(file)):
             os.utime(file, (STAMP, STAMP))
         if usable:
-            persistence._write_record(name, _record(entry.record))
+            records.put_back(name, entry.record, STAMP)
     said = []
     if others:
         more = f" and {len(others) - 1} more are" if len(others) > 1 else " is"
@@ -168,21 +139,6 @@ def _put_back(root: Path, path: Path, number: int, entries: Mapping[str, Entry])
             "not notice what was changed in the configuration or the code since they were made."
         )
     return said
-
-
-def _record(kept: Mapping[str, Any]) -> Any:
-    """A record as Snakemake has it; the job's number is that of its rule and command, which no two jobs share."""
-    from snakemake.persistence import MetadataRecord
-
-    text = f"{kept['rule']}\n{kept['shellcmd']}"
-    job = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
-    return MetadataRecord(**kept, starttime=STAMP, endtime=STAMP, incomplete=False, job_hash=job)
-
-
-def _persistence(root: Path) -> Any:
-    from snakemake.persistence.file import FilePersistence
-
-    return FilePersistence(path=Path(os.path.abspath(root)) / ".snakemake")
 
 
 def _is_link(file: Path) -> bool:

@@ -19,7 +19,7 @@ rule collect:
         runtime=runtime_of("collect"),
         mem_mb=memory_of("collect"),
     params:
-        options=of_cycle("collect_options"),
+        options=options_of("collect"),
         code=code_of("collect"),
         environment=of_run("environment_code"),
         initial_data=of_cycle("initial_data_checksum"),

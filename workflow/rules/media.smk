@@ -50,7 +50,7 @@ rule video:
     resources:
         mem_mb=1000,
     params:
-        options=of_run("video_options"),
+        options=options_of("video"),
         code=[fingerprint("formats.video"), fingerprint("formats.film")],
     message:
         "video: the policy of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"

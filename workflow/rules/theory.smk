@@ -24,7 +24,7 @@ rule theory:
         runtime=runtime_of("theory"),
         mem_mb=memory_of("theory"),
     params:
-        options=of_run("theory_options"),
+        options=options_of("theory"),
         code=code_of("theory"),
         environment=of_run("environment_code"),
         termination=of_run("termination_code"),

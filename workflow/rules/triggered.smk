@@ -33,7 +33,7 @@ rule triggered:
         mem_mb=memory_of("triggered"),
         gpu=of_run("gpus"),
     params:
-        options=of_cycle("triggered_options"),
+        options=options_of("triggered"),
         code=code_of("triggered"),
         environment=of_run("environment_code"),
         termination=of_run("termination_code"),

@@ -1,10 +1,10 @@
 """Starts the project's commands from a process that has imported what they import: a fork instead of seconds of CPU.
 
 The tests start Snakemake, `dvc` and `usbpo` hundreds of times, and most of the CPU time of such a start is importing.
-So the first test that needs one starts a process (`python warm.py SOCKET OWNER`), which all workers of the tests share.
-It imports everything and forks a child for each command, with the arguments, folder, environment and streams that the
-command was to have. The warm workers that those Snakemakes start come from it, too. With USBPO_TESTS_COLD=1, as in
-`make test-slow`, every command is started as a user's shell does it.
+So the first test that needs one starts a process (this file, with SOCKET and OWNER), which all workers of the tests
+share. It imports everything and forks a child for each command, with the arguments, folder, environment and streams
+that the command was to have. The warm workers that those Snakemakes start come from it, too. With USBPO_TESTS_COLD=1,
+as in `make test-slow`, every command is started as a user's shell does it.
 """
 
 import atexit
@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 import psutil
@@ -102,12 +103,12 @@ def _address() -> str:
     """The socket of the process, which is started unless another worker of the tests has done so."""
     assert _place is not None
     folder, owner = _place
-    told = folder / "warm.address"
-    with open(folder / "warm.lock", "w") as lock:
+    told = folder / "forks.address"
+    with open(folder / "forks.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not told.exists():
-            address = Path(tempfile.mkdtemp(prefix="usbpo-warm-")) / "s"  # short: a socket's path is limited
-            with open(folder / "warm.log", "wb") as log:
+            address = Path(tempfile.mkdtemp(prefix="usbpo-forks-")) / "s"  # short: a socket's path is limited
+            with open(folder / "forks.log", "wb") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-P", __file__, str(address), str(owner)],
                     stdin=subprocess.DEVNULL,
@@ -117,7 +118,7 @@ def _address() -> str:
                     env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
                 )
             assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n", (folder / "warm.log").read_text()
+            assert process.stdout.readline() == b"ready\n", (folder / "forks.log").read_text()
             told.write_text(str(address))
         return told.read_text()
 
@@ -128,10 +129,10 @@ def _address() -> str:
 def _snakemake(arguments: list[str]) -> Any:
     from snakemake.cli import main
 
-    from usbpo.worker import server
+    from usbpo.worker import starting
 
-    assert callable(server._spawn)
-    server._spawn = _spawn  # type: ignore[assignment]
+    assert starting.subprocess is subprocess
+    starting.subprocess = SimpleNamespace(DEVNULL=subprocess.DEVNULL, Popen=_Forked)  # type: ignore[assignment]
     return main(arguments)
 
 
@@ -148,7 +149,7 @@ def _usbpo(_: list[str]) -> Any:
 
 
 def _worker(_: list[str]) -> Any:
-    from usbpo.worker.server import main
+    from usbpo.worker.warm import main
 
     return main()
 
@@ -161,17 +162,24 @@ PROGRAMS: dict[str, Callable[[list[str]], Any]] = {
 }
 
 
-def _spawn(owner: str, path: str) -> int:
-    """In place of the function of this name in `usbpo.worker.server`: the worker is a fork as well."""
-    from usbpo.worker import protocol
-    from usbpo.workspace import lifetime
+class _Forked:
+    """In place of the `subprocess.Popen` by which Snakemake starts a warm worker: that is a fork as well."""
 
-    state = Path(".snakemake")
-    variables = {**os.environ, lifetime.OWNER: owner, protocol.WORKER: path}
-    with open(state / "usbpo-worker.log" if state.is_dir() else os.devnull, "wb") as log, open(os.devnull, "rb") as no:
-        connection = ask("worker", [], os.getcwd(), variables, [no, log, log])
-    with connection:
-        return int(connection.makefile("r").readline())
+    def __init__(
+        self,
+        words: list[str],
+        *,
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        start_new_session: bool,
+        env: dict[str, str],
+    ) -> None:
+        assert words[1:] == ["-P", "-m", "usbpo.worker.warm"]
+        assert stdin == subprocess.DEVNULL
+        assert start_new_session, "as every fork has"
+        with open(os.devnull, "rb") as nothing, ask("worker", [], os.getcwd(), env, [nothing, stdout, stderr]) as asked:
+            self.pid = int(asked.makefile("r").readline())
 
 
 def _prepare() -> None:
@@ -182,9 +190,9 @@ def _prepare() -> None:
 
     from usbpo.artifacts.fingerprint import fingerprint
     from usbpo.stages import STAGES
-    from usbpo.worker import server
+    from usbpo.worker.warm import prepare
 
-    server.prepare()
+    prepare()
     get_argument_parser()  # it imports the plugins
     for module in (*(f"stages.{stage}" for stage in STAGES), *FINGERPRINTED):
         fingerprint(module)
