@@ -33,7 +33,7 @@ test: setup
 	pytest -m "not slow" -n auto --dist loadgroup
 
 test-slow: setup
-	pytest -n auto --dist loadgroup
+	USBPO_TESTS_COLD=1 pytest -n auto --dist loadgroup  # every command is started as a shell does it
 
 lint: setup
 	ruff check .
