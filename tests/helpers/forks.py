@@ -22,6 +22,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,12 +66,10 @@ def run(program: str, arguments: list[str], folder: Path, environment: dict[str,
     with tempfile.TemporaryFile() as said, open(os.devnull, "rb") as nothing:
         with ask(program, arguments, folder, environment, [nothing, said, said]) as connection:
             lines = connection.makefile("r")
-            pid = int(lines.readline())
             connection.settimeout(seconds)
             try:
-                code = int(lines.readline())
-            except TimeoutError:
-                os.kill(pid, signal.SIGKILL)
+                _, code = int(lines.readline()), int(lines.readline())
+            except TimeoutError:  # as the connection is closed, the command is killed
                 raise subprocess.TimeoutExpired([program, *arguments], seconds) from None
         said.seek(0)
         return code, said.read().decode(errors="replace")
@@ -251,21 +250,34 @@ def _reap() -> None:
 
 
 def _attend(connection: socket.socket) -> NoReturn:
-    """Start what a connection asks for, wait for its end and tell; the worker is left to itself."""
+    """Start what a connection asks for, wait for its end and tell; a warm worker is left to itself."""
     content, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
     while not content.endswith(b"\n"):
         content += connection.recv(1 << 20)
     request: Request = json.loads(content)
+    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that the pipe is written
     pid = os.fork()
     if pid == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (woken, wake):
+            os.close(number)
         connection.close()
         _become(request, descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
     connection.sendall(f"{pid}\n".encode())
     if request["program"] != "worker":
+        ready, _, _ = select.select([connection, woken], [], [])
+        if woken not in ready:  # whoever asked has gone
+            with suppress(ProcessLookupError):  # it leads no group yet
+                os.killpg(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        connection.sendall(f"{status}\n".encode())
+        with suppress(OSError):
+            connection.sendall(f"{status}\n".encode())
     os._exit(0)
 
 
