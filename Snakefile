@@ -5,7 +5,6 @@ min_version("9.27")
 
 from usbpo.workspace.snakemake_inside import configuration_files
 
-
 # An experiment given by --configfile stands alone; only without one is the default experiment read.
 if not configuration_files(workflow):
 
@@ -52,5 +51,6 @@ onstart:
 
 onsuccess:
     check_restored()
+    check_left_out()
     if not PLAN.experiment.only and not PLAN.left_behind():
         logger.info(f"The results of the experiment are in {RESULTS}/; `usbpo status` lists the runs.")
