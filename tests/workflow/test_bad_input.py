@@ -515,16 +515,6 @@ def test_the_workflow_refuses_a_bad_configuration_in_one_sentence(finished: Path
     assert tree(workspace) == before
 
 
-def test_an_experiment_that_is_no_yaml_ends_in_snakemakes_own_sentence(finished: Path, tmp_path: Path) -> None:
-    workspace = copied(finished, tmp_path / "workspace")
-    (workspace / "experiment.yaml").write_text("experiment: [\n")
-    ended = snakemake(workspace, experiment=workspace / "experiment.yaml")
-    assert ended.code == 1
-    assert "Config file is not valid JSON or YAML" in ended.said
-    assert "Traceback" not in ended.said
-    assert tree(workspace) == tree(finished)
-
-
 @pytest.mark.parametrize("name", ["data", "data/runs", "data/results"])
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

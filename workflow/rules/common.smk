@@ -39,7 +39,7 @@ try:
     if snakemake_inside.is_main(workflow):
         snakemake_inside.check_places([Path(), Path(workflow.basedir)])
         check_writable(Path())
-        PLAN.check_initial_data()
+        PLAN.check_files()
         lifetime.hold_workspace(Path())
         said, UNUSABLE = provenance.restore(Path())
         for sentence in [*said, *UNUSABLE.values(), *PLAN.left_out()]:
