@@ -186,6 +186,36 @@ def test_the_command_says_which_configuration_it_names(finished: Path, workspace
         assert facts(workspace)["parsing"][0]["has_config_words"] is False
 
 
+READ_BY_US = """
+import sys
+
+from snakemake.cli import main
+from usbpo.workspace import snakemake_inside as inside
+
+inside.read_configuration_by(lambda path: {"from": str(path), "beside": "us"})
+main(sys.argv[1:])
+"""
+SHOWN = """
+if not workflow.overwrite_configfiles:
+    configfile: "default.yaml"
+
+print("CONFIG", config["from"].rpartition("/")[2], config["beside"])
+
+rule nothing:
+"""
+
+
+def test_configuration_files_are_read_by_whom_they_shall_be(tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(SHOWN)
+    for name in ("default.yaml", "given.yaml"):
+        (tmp_path / name).write_text("no: mapping: at all")
+    for more, read in (((), "default.yaml"), (("--configfile", "given.yaml"), "given.yaml")):
+        words = [sys.executable, "-c", READ_BY_US, "--cores", "1", "--dry-run", *more]
+        said = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600)
+        with contract("snakemake", "configuration files are read by common.configfile.load_configfile of its module"):
+            assert f"CONFIG {read} us\n" in said.stdout + said.stderr
+
+
 def test_a_snakemake_that_was_started_for_a_job_is_not_the_main_one(finished: Path) -> None:
     with contract("snakemake", "workflow.is_main_process is true where the user's command runs, and false in a job's"):
         assert [fact["is_main"] for fact in facts(finished)["parsing"]] == [True, False]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from usbpo.errors import UsbpoError
+
 STATE = ".snakemake"
 """The folder of Snakemake's state, in the workspace"""
 
@@ -35,9 +37,31 @@ def configuration_files(workflow: Any) -> list[str]:
     return [str(path) for path in workflow.overwrite_configfiles]
 
 
+def read_configuration_by(reader: Callable[[Any], dict[str, Any]]) -> None:
+    """Have this process read its configuration files, of --configfile and of `configfile:`, by a function of the path.
+
+    To be called before Snakemake reads those of --configfile, which is when it has made its loggers.
+    """
+    from snakemake.common import configfile
+    from snakemake.settings import types
+
+    configfile.load_configfile = types.load_configfile = reader
+
+
 def has_config_words(workflow: Any) -> bool:
     """Whether the command has --config KEY=VALUE."""
     return bool(workflow.config_settings.config)
+
+
+def check_places(folders: Iterable[Path]) -> None:
+    """Refuse folders, of a workspace or a project, with whose paths Snakemake cannot work.
+
+    Raises:
+        UsbpoError: a path has a brace, which Snakemake takes for the begin or the end of a wildcard.
+    """
+    for folder in map(os.path.abspath, folders):
+        if "{" in folder or "}" in folder:
+            raise UsbpoError(f"{folder}: Snakemake takes a brace in a path for a wildcard; rename the folder.")
 
 
 def is_main(workflow: Any) -> bool:
@@ -77,6 +101,17 @@ def record_of(workflow: Any, path: str) -> Any:
     from snakemake.io import IOFile
 
     return workflow.persistence.metadata(IOFile(path, rule=None))
+
+
+def forgive_damaged_records(workflow: Any, tell: Callable[[str], None]) -> None:
+    """Let a record that cannot be read count as lost, where Snakemake would end in a traceback.
+
+    Snakemake itself does so where a record is no JSON; here also where it is no text, or JSON of something else.
+
+    Args:
+        tell: is given a sentence for each.
+    """
+    _forgive(workflow.persistence, tell)
 
 
 def jobs_to_run(workflow: Any) -> list[tuple[str, dict[str, str]]]:
@@ -122,6 +157,15 @@ def format_number() -> int:
     return int(RECORD_FORMAT_VERSION)
 
 
+def check_kept(kept: Mapping[str, Any]) -> None:
+    """Raise ValueError unless these are the entries KEPT of a record, each of its type."""
+    from snakemake.persistence import MetadataRecord
+
+    if kept.keys() != set(KEPT):
+        raise ValueError("the entries of a record are others")
+    MetadataRecord.model_validate(dict(kept))
+
+
 class Records:
     """Snakemake's records of the files below a folder, each of the job that made the file; paths are from there."""
 
@@ -129,6 +173,7 @@ class Records:
         from snakemake.persistence.file import FilePersistence
 
         self._inside = FilePersistence(path=Path(os.path.abspath(root)) / STATE)
+        _forgive(self._inside, lambda sentence: None)
 
     def finished(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The entries KEPT of each record, by path.
@@ -162,6 +207,32 @@ class Records:
         job = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
         record = MetadataRecord(**kept, starttime=time, endtime=time, incomplete=False, job_hash=job)
         self._inside._write_record(name, record)
+
+
+def _forgive(persistence: Any, tell: Callable[[str], None]) -> None:
+    """As `forgive_damaged_records`; does nothing where Snakemake keeps its records elsewhere than in files."""
+    from snakemake.persistence import MetadataRecord
+
+    read, told = getattr(persistence, "_io_read", None), set[str]()
+    if read is None:
+        return
+
+    def forgiving(subject: str, name: str) -> Any:
+        try:
+            found = read(subject, name)
+            if found and subject == persistence._metadata_path:
+                MetadataRecord.model_validate(found)
+            return found
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            if name not in told:
+                told.add(name)
+                tell(
+                    f"{os.path.relpath(persistence._record_path(subject, name))}: it is damaged "
+                    f"({type(error).__name__}), so Snakemake's record of {name} counts as lost."
+                )
+            return {}
+
+    persistence._io_read = forgiving
 
 
 def same_params(recorded: Iterable[str] | None, values: Iterable[Any]) -> bool:
