@@ -41,7 +41,7 @@ UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, e
 """What a stream says that takes nothing more: no reader, no space, no terminal."""
 
 
-class SnakemakesOwn(ColorizingTextHandler):
+class SnakemakesOwn(ColorizingTextHandler):  # type: ignore[misc]
     """Snakemake's handler, which leaves errors to the one that calls it."""
 
     def handleError(self, record: LogRecord) -> None:
