@@ -7,6 +7,7 @@ makes of Snakemake's log events stands in usbpo.monitor, because a logger plugin
 
 import hashlib
 import inspect
+import logging
 import os
 import sys
 from base64 import urlsafe_b64decode
@@ -114,6 +115,15 @@ def forgive_damaged_records(workflow: Any, tell: Callable[[str], None]) -> None:
     _forgive(workflow.persistence, tell)
 
 
+def leave_log_unwritten() -> None:
+    """Let Snakemake's own log file miss lines where the disk is full; Python would print a call stack for each."""
+    from snakemake.logging import logger
+
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
+
+
 def jobs_to_run(workflow: Any) -> list[tuple[str, dict[str, str]]]:
     """The rule and the wildcards of each job that will run; to be called in `onstart`."""
     return [(str(job.rule.name), dict(job.wildcards_dict)) for job in workflow.dag.needrun_jobs()]
@@ -188,6 +198,17 @@ class Records:
             for name, record in found.items()
             if record is not None and record.record_format_version == format_number()
         }
+
+    def names(self) -> Iterator[str]:
+        """Every file of which there is a record."""
+        for name, _ in _named_in_base64(self._inside.path / "metadata"):
+            yield name
+
+    def inputs(self, name: str) -> dict[str, str]:
+        """What the job of a file has read: the SHA-256 in hexadecimal digits by path, "" where none was recorded."""
+        record = self._inside._read_record(name)
+        read = contents_read(getattr(record, "input_checksums", None))
+        return {path: read.get(path, "") for path in getattr(record, "input", None) or ()}
 
     def left_at(self, name: str) -> float | None:
         """The modification time that the job had left the file with, seconds since 1970; None without a record."""
@@ -285,13 +306,20 @@ def begun(root: Path) -> Iterator[tuple[str, float]]:
 
     Snakemake marks each output that it has begun in .snakemake/incomplete, under a name that is the path in base64.
     """
-    incomplete = root / STATE / "incomplete"
-    for folder, _, names in os.walk(incomplete):
+    for path, mark in _named_in_base64(root / STATE / "incomplete"):
+        try:
+            yield path, mark.stat().st_mtime
+        except OSError:
+            continue  # the job has just ended
+
+
+def _named_in_base64(top: Path) -> Iterator[tuple[str, Path]]:
+    """The paths for which files below `top` are named, and these files."""
+    for folder, _, names in os.walk(top):
         # A path too long for one name is cut into folders, each marked with "@".
-        before = [part.removeprefix("@") for part in Path(folder).relative_to(incomplete).parts]
+        before = [part.removeprefix("@") for part in Path(folder).relative_to(top).parts]
         for name in names:
             try:
-                path = urlsafe_b64decode("".join([*before, name])).decode()
-                yield path, os.stat(os.path.join(folder, name)).st_mtime
-            except (OSError, ValueError):
-                continue  # the job has just ended, or this is no mark
+                yield urlsafe_b64decode("".join([*before, name])).decode(), Path(folder, name)
+            except ValueError:
+                continue  # none of Snakemake's

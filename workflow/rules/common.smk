@@ -18,7 +18,7 @@ from usbpo.artifacts.fingerprint import fingerprint
 from usbpo.experiment.checks import check_writable
 from usbpo.experiment.plan import Plan
 from usbpo.experiment.run_files import FILES
-from usbpo.workspace import lifetime, provenance, snakemake_inside
+from usbpo.workspace import copied, lifetime, provenance, snakemake_inside
 from usbpo.workspace.restoring import Restored, read_otherwise, restoring
 from usbpo.workspace.snakemake_inside import told, without_maker
 
@@ -37,11 +37,13 @@ UNUSABLE = {}  # folders whose provenance cannot be used, and why
 try:
     PLAN = Plan(config, source=CONFIG_FILES[-1], folders=CONFIG_FOLDERS)
     if snakemake_inside.is_main(workflow):
+        snakemake_inside.leave_log_unwritten()
         snakemake_inside.check_places([Path(), Path(workflow.basedir)])
         check_writable(Path())
         PLAN.check_files()
         lifetime.hold_workspace(Path())
         said, UNUSABLE = provenance.restore(Path())
+        said += [*copied.settle(Path()), *copied.other_package(Path(workflow.basedir))]
         for sentence in [*said, *UNUSABLE.values(), *PLAN.left_out()]:
             logger.warning(f"usbpo: {sentence}")
 except UsbpoError as error:
