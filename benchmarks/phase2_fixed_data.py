@@ -10,7 +10,8 @@ made anew:
 
 - `chain`: phase 1 and the variant's phase 2 of every cycle after the first, one upon the other: M1 is the variant's own
   model of the cycle before. Seeds, and with them hold-out rows and batches, are those of the stages, so that the
-  variant `none` gives the recorded models to the byte. The first cycle has no phase 2: its model is the recorded one.
+  variant `none` gives the recorded models to the byte. The first cycle has no phase 2, so that its model, and what
+  phase 1 of the second makes of it, are the recorded ones; `none` alone trains the latter.
 - `screen`: M1 and M2 of each cycle are the recorded models of the cycle before and of this one; phase 2 alone is run,
   with a new optimizer. A variant's cycle then says nothing of what the variant would have led to, but costs little.
 
@@ -493,8 +494,11 @@ def chain(recorded: Recorded, variant: str, cycles: Sequence[int], output: Path,
         before = recorded.before(cycle)
         own = folder / f"{five_digits(before)}.safetensors"
         previous = own if before > 1 else recorded.path(layout.MODEL_MLE, before)
-        given = Given(recorded, cycle)
-        told = _train(given, previous, mle := folder / "mle.safetensors")
+        given, mle, told = Given(recorded, cycle), folder / "mle.safetensors", {}
+        if before == 1 and variant != "none":
+            mle = recorded.path(layout.MODEL_MLE, cycle)
+        else:
+            told = _train(given, previous, mle)
         m1, m2 = recorded.model(previous), recorded.model(mle)
         line = _line(given, "chain", variant, m1, m2, sizes) | told
         made = folder / f"{five_digits(cycle)}.safetensors"
