@@ -42,26 +42,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from usbpo import layout, sac, terminations, transitions
-from usbpo.config import FOLDERS, Phase2Keys, load_run
-from usbpo.ensemble import KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, predict
+from usbpo.agent import sac
+from usbpo.artifacts import layout, transitions
+from usbpo.artifacts.files import read_json, write_text, writing
+from usbpo.artifacts.header import Header
+from usbpo.artifacts.layout import five_digits
+from usbpo.environments import terminations
+from usbpo.environments.reconstruction import reconstruction
+from usbpo.environments.tasks import Simulator
 from usbpo.errors import UsbpoError
-from usbpo.files import read_json, write_text, writing
-from usbpo.header import Header
-from usbpo.layout import five_digits
-from usbpo.optimizer import Params
-from usbpo.passes import number_type
-from usbpo.plan import Run
-from usbpo.reconstruction import reconstruction
-from usbpo.seeding import torch_generator
+from usbpo.experiment.layers import FOLDERS
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run import Run
+from usbpo.experiment.sections import Phase2Keys
+from usbpo.model.ensemble import KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, predict
+from usbpo.model.passes import number_type
+from usbpo.model.theory import w2_to_point
+from usbpo.model.wasserstein import Objective, distances_to_others, drawn, w2
+from usbpo.numerics.optimizer import Params
+from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 from usbpo.stages.phase1 import phase1
 from usbpo.stages.phase2 import Compared, FineTuning, Rows, draw_members, fine_tune
 from usbpo.stages.theory import Rows as MeasuredRows
 from usbpo.stages.theory import error_by_depth, measure
-from usbpo.tasks import Simulator
-from usbpo.theory import w2_to_point
-from usbpo.wasserstein import Objective, distances_to_others, drawn, w2
 
 CPU = torch.device("cpu")
 ROWS, STARTS, DEPTH = 2000, 500, 10
@@ -112,7 +116,7 @@ class Recorded:
         return [self.workspace / name for name in names]
 
     def path(self, template: str, cycle: int) -> Path:
-        """One of the templates in `usbpo.layout` for a cycle."""
+        """One of the templates in `usbpo.artifacts.layout` for a cycle."""
         return self.workspace / self.run.path(template, cycle)
 
     def before(self, cycle: int) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from workflow_tools import MBPO, REPO, USBPO, finished_workspace
+from helpers.workflow import MBPO, REPO, USBPO, finished_workspace
 
-from usbpo import ensemble
 from usbpo.errors import UsbpoError
+from usbpo.model import ensemble
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 import phase2_fixed_data as benchmark  # type: ignore[import-not-found]
