@@ -212,7 +212,8 @@ class Run:
 
     def phase1_options(self) -> str:
         """Parameters of `phase1`."""
-        return f"{as_options(self._model_keys())} {as_options(self.config.phase1)} {self._model_device()}"
+        keys = f"{as_options(self._model_keys())} {as_options(self.config.phase1)}"
+        return f"{keys} {self._model_every()} {self._model_device()}"
 
     def phase2_options(self) -> str:
         """Parameters of `phase2`; it holds out the same rows as phase 1."""
@@ -220,7 +221,7 @@ class Run:
             raise UsbpoError(f"the method {self.method} has no phase 2; ask for model-mle.safetensors instead.")
         holdout = as_options(self.config.phase1, only={"holdout_ratio", "holdout_limit"})
         retained = f"--retained-updates {self.schedule.retained_updates}"
-        return f"{as_options(self.config.phase2)} {holdout} {retained} {self._model_device()}"
+        return f"{as_options(self.config.phase2)} {holdout} {retained} {self._model_every()} {self._model_device()}"
 
     def _model_keys(self) -> ModelKeys:
         if self.config.model is None:
@@ -237,7 +238,8 @@ class Run:
         """Parameters of `policy`."""
         updates = self.config.policy.updates_per_step * self.schedule.cycle_steps
         options = as_options(self.config.policy, without={"updates_per_step"})
-        return f"{options} --updates {updates} --retained-updates {self.schedule.retained_updates} {self._device()}"
+        retained = f"--retained-updates {self.schedule.retained_updates} {self._model_every()}"
+        return f"{options} --updates {updates} {retained} {self._device()}"
 
     def evaluate_options(self, cycle: int) -> str:
         """Parameters of `evaluate`."""
@@ -266,7 +268,7 @@ class Run:
         size = f"{as_options(self.config.theory, without={'depth'})} --depth {self.config.theory_depth}"
         return (
             f"{self._environment()} --termination {termination} {size} {holdout} {discount} "
-            f"--retained-updates {self.schedule.retained_updates}"
+            f"--retained-updates {self.schedule.retained_updates} {self._model_every()}"
         )
 
     def video_options(self) -> str:
@@ -276,6 +278,9 @@ class Run:
     def gpus(self) -> int:
         """GPUs that a stage with networks takes: one, unless the run's device rules it out."""
         return int(self.config.device != "cpu")
+
+    def _model_every(self) -> str:
+        return f"--model-every {self.schedule.model_every}"
 
     def _device(self) -> str:
         return as_options(self.config, only={"device"})
@@ -306,14 +311,13 @@ class Run:
     def files(self, cycles: int) -> RunFiles:
         """What the results need to know of this run's files, when it has so many cycles."""
         schedule = self.schedule
-        every = 1 if schedule.triggered else schedule.model_train_freq // schedule.cycle_steps
         return RunFiles(
             task=self.task,
             method=self.method,
             seed=self.seed,
             cycles=cycles,
             cycle_steps=schedule.cycle_steps,
-            model_every=0 if not schedule.has_model else every,
+            model_every=schedule.model_every,
             evaluate_every=schedule.evaluate_every,
             phase2=self.config.phase2 is not None,
             triggered=schedule.triggered,

@@ -7,7 +7,6 @@ from math import ceil
 from pathlib import Path
 
 from usbpo.artifacts import blocks, layout
-from usbpo.artifacts.transitions import CHUNK_ROWS
 from usbpo.environments.tasks import Simulator
 from usbpo.experiment.plan import Run
 from usbpo.experiment.sizes import Sizes
@@ -62,9 +61,7 @@ def bytes_by_size(sizes: Sizes) -> dict[str, OfCycle]:
     policy = 4 * (3 * (sizes.actor + sizes.critics) + sizes.critics) + SMALL_FILE
 
     def shard(rows: int) -> int:
-        """HDF5 fills the last chunk of a file that is longer than a chunk."""
-        chunked = rows if rows < CHUNK_ROWS else ceil(rows / CHUNK_ROWS) * CHUNK_ROWS
-        return sizes.row * chunked + SHARD_OVERHEAD
+        return sizes.row * rows + SHARD_OVERHEAD
 
     def block(cycle: int) -> int:
         made = blocks.block_of(cycle)

@@ -247,14 +247,14 @@ def _newest_evaluation(root: Path, run: Run, cycles: list[int]) -> tuple[Evaluat
 
 def read_evaluation(path: Path, cycle: int) -> Evaluation | None:
     """The evaluation of `cycle` in the file `path`; None if it cannot be read or holds no returns."""
-    import h5py  # here, because a Snakemake that has nothing to do needs no HDF5, and importing it takes its time
+    from usbpo.artifacts import evaluations  # here, because a Snakemake that has nothing to do needs no arrays
 
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            returns = [float(value) for value in file["returns"][:]]
-            return Evaluation(cycle, int(file.attrs["on_policy_steps"]), fmean(returns), pstdev(returns))
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError):
+        header, episodes = evaluations.read(path)
+    except UsbpoError:
         return None
+    returns = episodes.returns.tolist()
+    return Evaluation(cycle, header.parameters[evaluations.STEPS], fmean(returns), pstdev(returns))
 
 
 def _steps(done: int | None, target: Target | None, evaluation: Evaluation | None) -> int | None:

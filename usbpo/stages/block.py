@@ -2,31 +2,40 @@
 
 from pathlib import Path
 
-from usbpo.artifacts import transitions
+from usbpo.artifacts import lineage, transitions
+from usbpo.artifacts.blocks import RADIX
 from usbpo.artifacts.header import Header
 from usbpo.errors import UsbpoError
 
 
 def block(*, parts: list[Path], output: Path) -> None:
-    """Gather shards, or smaller blocks, in the order given, into one block.
+    """Gather eight shards, or blocks of one size, in the order given, into one block.
 
     Args:
         parts: shards of consecutive cycles, or blocks of them.
         output: block to write; its cycle is that of the last shard.
 
     Raises:
-        UsbpoError: a part is missing, damaged or of another run, or the cycles do not follow each other.
+        UsbpoError: a part is missing, damaged or of another run, or they are not the eight that make up a block.
     """
-    read = [(path, *transitions.read(path)) for path in parts]
-    (first_path, first, _), (_, last, _) = read[0], read[-1]
-    cycles: list[int] = []
-    for path, header, _ in read:
-        header.same_run(path, first, first_path)
-        begin = header.cycle + 1 - int(header.parameters.get("shards", 1))
-        if cycles and begin != cycles[-1] + 1:
+    headers, rows = transitions.read_all(parts)
+    cycles = [lineage.shards_in(path, found) for path, found in zip(parts, headers, strict=True)]
+    size = len(cycles[0])
+    for path, held, begin in zip(parts, cycles, range(cycles[0].start, headers[-1].cycle + 1, size), strict=False):
+        if (held.start, len(held)) != (begin, size):
             raise UsbpoError(
-                f"{path}: it begins with cycle {begin}, but {cycles[-1] + 1} is expected; give them in order."
+                f"{path}: it holds {len(held)} from cycle {held.start} on, but {size} from {begin} on are to follow; "
+                "give the parts of a block in order, each once."
             )
-        cycles += range(begin, header.cycle + 1)
-    header = Header(transitions.KIND, last.task, last.seed, last.cycle, {"shards": len(cycles)})
-    transitions.write(output, header, transitions.concatenate([batch for _, _, batch in read]))
+    shards = RADIX * size
+    if len(parts) != RADIX or cycles[0].start % shards:
+        raise UsbpoError(
+            f"{parts[0]}: {len(parts)} parts from cycle {cycles[0].start} on make up no block, which has {RADIX} from "
+            f"a multiple of {shards} on; give these."
+        )
+    last = headers[-1]
+    parameters = {"shards": shards, "rows": len(rows)}
+    header = Header(transitions.KIND, last.task, last.seed, last.cycle, parameters, last.method)
+    for path, found in zip(parts, headers, strict=True):
+        header.takes("parts", path, found)
+    transitions.write(output, header, rows)

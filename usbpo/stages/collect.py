@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from usbpo.agent import sac
 from usbpo.agent.acting import OneByOne
-from usbpo.artifacts import transitions
-from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts import lineage, transitions
+from usbpo.artifacts.header import UNNAMED, Header, parameters_of
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
@@ -181,6 +181,7 @@ def collect(
     steps: int,
     seed: int,
     cycle: int,
+    method: str | None = None,
     environment_arguments: str = "{}",
     episodes: str = CONTINUE,
     policy: Path | None = None,
@@ -196,20 +197,22 @@ def collect(
         steps: real steps to take.
         seed: run seed.
         cycle: number of the cycle; 0 holds the random steps.
+        method: name of the method; without it that of the previous shard, or none.
         environment_arguments: keyword arguments of the environment, as JSON.
         episodes: `continue` where the last shard's episode goes on, `end_with_cycle` where each shard begins one.
-        policy: policy checkpoint; uniformly random actions without it.
-        previous: the shard to go on from; a new episode begins without it.
+        policy: policy checkpoint of the cycle before; uniformly random actions without it, in cycle 0.
+        previous: the shard of the cycle before, to go on from; a new episode begins without it, in cycle 0.
         initial_data: imported real data to take in place of random steps, in cycle 0.
 
     Raises:
-        UsbpoError: an input is missing, damaged or of another run, the environment cannot be used so, or the output
-            cannot be written.
+        UsbpoError: an input is missing, damaged or of another run or cycle, the environment cannot be used so, or the
+            output cannot be written.
     """
     parameters = parameters_of(locals())
-    header = Header(transitions.KIND, task, seed, cycle, parameters)
-    if cycle > 0 and policy is None:
-        raise UsbpoError(f"cycle {cycle} collects with a policy, but none is given; add --policy FILE.")
+    lineage.require_previous("--policy", policy, cycle, 1)
+    lineage.require_previous("--previous", previous, cycle, 1)
+    found = transitions.read_collector(previous) if previous is not None else None
+    header = Header(transitions.KIND, task, seed, cycle, parameters, method or (found[0].method if found else UNNAMED))
     if initial_data is not None and (cycle > 0 or policy is not None or previous is not None):
         raise UsbpoError(f"{initial_data}: initial data take the place of random steps; leave out --initial-data.")
     simulator = Simulator(environment, read_arguments(environment_arguments))
@@ -217,7 +220,7 @@ def collect(
     actor = random_actor(simulator.act_dim)
     if policy is not None:
         policy_header, agent = sac.load(policy)
-        header.belongs(policy, policy_header)
+        header.takes("policy", policy, policy_header, [cycle - 1] if cycle else [])
         sizes = (agent.architecture.obs_dim, agent.architecture.act_dim)
         if sizes != (simulator.obs_dim, simulator.act_dim):
             raise UsbpoError(
@@ -226,10 +229,9 @@ def collect(
             )
         actor = stochastic_actor(agent.actor)
     collector = Collector(simulator, seed, cycle if episodes == END_WITH_CYCLE else None)
-    if previous is not None:
-        previous_header, state = transitions.read_collector(previous)
-        header.belongs(previous, previous_header)
-        collector.restore(state)
+    if previous is not None and found is not None:
+        header.takes("previous", previous, found[0], [cycle - 1] if cycle else [])
+        collector.restore(found[1])
     if initial_data is None:
         batch = collector.collect(steps, actor)
         check_finite(batch, environment)
@@ -237,6 +239,7 @@ def collect(
         imported, batch = read_initial_data(initial_data, simulator, parameters)
         collector.begin_with(batch)
         header = replace(header, parameters={**parameters, "initial_data": dict(imported.parameters)})
+        header.inputs["initial_data"] = [imported.digest]
     transitions.write(output, header, batch, collector.state())
     ended = int((batch.terminations | batch.truncations).sum())
     print(f"{steps} real steps, {ended} episodes ended, mean reward {batch.rewards.mean():.4g}")

@@ -6,14 +6,13 @@ import numpy as np
 
 from usbpo.agent import sac
 from usbpo.agent.acting import OneByOne
+from usbpo.artifacts import evaluations
+from usbpo.artifacts.evaluations import KIND, Episodes
 from usbpo.artifacts.header import Header, parameters_of
-from usbpo.artifacts.transitions import create, put
 from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import seed_sequence
-
-KIND = "evaluation"
 
 
 def evaluate_episode(simulator: Simulator, actor: Params, seed: int) -> tuple[float, int]:
@@ -36,6 +35,7 @@ def evaluate(
     on_policy_steps: int,
     seed: int,
     cycle: int,
+    method: str | None = None,
     environment_arguments: str = "{}",
 ) -> None:
     """Evaluate a policy.
@@ -49,15 +49,16 @@ def evaluate(
         on_policy_steps: real on-policy steps that the policy has seen, for the axis of learning curves.
         seed: run seed.
         cycle: number of the cycle.
+        method: name of the method; without it that of the policy.
         environment_arguments: keyword arguments of the environment, as JSON.
 
     Raises:
-        UsbpoError: the policy is missing, damaged or of another task, or the output cannot be written.
+        UsbpoError: the policy is missing, damaged or of another run or cycle, or the output cannot be written.
     """
     parameters = parameters_of(locals())
-    header = Header(KIND, task, seed, cycle, parameters)
     policy_header, agent = sac.load(policy)
-    header.belongs(policy, policy_header)
+    header = Header(KIND, task, seed, cycle, parameters, method or policy_header.method)
+    header.takes("policy", policy, policy_header, cycle)
     simulator = Simulator(environment, read_arguments(environment_arguments))
     if agent.architecture.obs_dim != simulator.obs_dim:
         raise UsbpoError(
@@ -66,9 +67,6 @@ def evaluate(
         )
     seeds = [int(s.generate_state(1)[0]) for s in seed_sequence(seed, 0, "evaluate").spawn(episodes)]
     results = [evaluate_episode(simulator, agent.actor, episode_seed) for episode_seed in seeds]
-    with create(output, header) as file:
-        file.attrs["on_policy_steps"] = on_policy_steps
-        put(file, "returns", np.array([total for total, _ in results], dtype=np.float64))
-        put(file, "lengths", np.array([length for _, length in results], dtype=np.int64))
-        put(file, "seeds", np.array(seeds, dtype=np.int64))
-    print(f"return {np.mean([total for total, _ in results]):.1f} over {episodes} episodes")
+    returns, lengths = (np.array(column) for column in zip(*results, strict=True))
+    evaluations.write(output, header, Episodes(returns, lengths, np.array(seeds, dtype=np.int64)))
+    print(f"return {returns.mean():.1f} over {episodes} episodes")

@@ -28,7 +28,7 @@ rule collect:
     shell:
         "usbpo collect --policy {input.policy} --previous {input.previous} --initial-data {input.initial_data} "
         "--output {output} "
-        "--task {wildcards.task} --seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"
+        "--task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"
 
 
 rule block:
