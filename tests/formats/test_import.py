@@ -16,7 +16,7 @@ import pytest
 import yaml
 from helpers.workflow import REPO, Job, jobs, planned, snakemake, tree
 
-from usbpo.artifacts import transitions
+from usbpo.artifacts import hdf5, transitions
 from usbpo.artifacts.header import Header
 from usbpo.commands import cli
 from usbpo.environments.tasks import Simulator
@@ -235,8 +235,7 @@ WRONG = {
 
 def refused(capfd: pytest.CaptureFixture[str], output: Path, *words: str) -> str:
     """The one sentence with which a command ends that writes nothing, where an older import may be replaced."""
-    with transitions.create(output, Header(transitions.IMPORTED, "older", 0, 0)):
-        pass
+    hdf5.write(output, Header(transitions.IMPORTED, "older", 0, 0), {})
     before = output.read_bytes()
     assert cli.main(["import", *words, "--output", str(output)]) == 1
     error = capfd.readouterr().err

@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from helpers.artifacts import of_cycle
 
 from usbpo.agent.sac import Agent
 from usbpo.artifacts import transitions
@@ -20,7 +21,7 @@ from usbpo.artifacts.transitions import Transitions, read, read_collector
 from usbpo.environments.tasks import Simulator
 from usbpo.errors import UsbpoError
 from usbpo.experiment.config import RunConfig
-from usbpo.stages.collect import collect
+from usbpo.stages.collect import Collector, collect, random_actor
 from usbpo.stages.evaluate import evaluate
 from usbpo.stages.initialise import initialise
 
@@ -68,6 +69,7 @@ def test_two_half_cycles_equal_one_whole_cycle(
     whole, half, rest = (tmp_path / f"{name}.h5" for name in ("whole", "half", "rest"))
     collect(**start, output=whole, steps=104, cycle=1)
     collect(**start, output=half, steps=52, cycle=1)
+    of_cycle(start["policy"], 1)
     collect(**(start | {"previous": half}), output=rest, steps=52, cycle=2)
     (_, one), (_, first), (_, second) = read(whole), read(half), read(rest)
     assert not ends(one)[51], "the cut must be within an episode"
@@ -78,13 +80,12 @@ def test_two_half_cycles_equal_one_whole_cycle(
     assert not same_collector(whole, half)
 
 
-def test_two_halves_of_the_random_steps_equal_the_whole(tmp_path: Path, run_config: Callable[[str], RunConfig]) -> None:
-    start = {"task": "Hopper", "seed": 3, "cycle": 0, **environment_of(run_config("Hopper"))}
-    whole, half, rest = (tmp_path / f"{name}.h5" for name in ("whole", "half", "rest"))
-    collect(**start, output=whole, steps=100)
-    collect(**start, output=half, steps=50)
-    collect(**start, output=rest, steps=50, previous=half)
-    assert equal(read(whole)[1], transitions.concatenate([read(half)[1], read(rest)[1]]))
+def test_two_halves_of_the_random_steps_equal_the_whole() -> None:
+    whole, half, rest = (Collector(Simulator("Hopper-v5"), 3) for _ in range(3))
+    actor = random_actor(3)
+    expected, first = whole.collect(100, actor), half.collect(50, actor)
+    rest.restore(half.state())
+    assert equal(expected, transitions.concatenate([first, rest.collect(50, actor)]))
 
 
 def test_a_fresh_process_writes_the_same_bytes(tmp_path: Path, run_config: Callable[[str], RunConfig]) -> None:
@@ -205,9 +206,9 @@ def test_bad_input_is_refused_in_one_sentence_and_writes_nothing(
     refused("no such file", policy=tmp_path / "missing.safetensors")
     refused("seed is 0", seed=1)
     refused("task is Hopper", task="Walker2d")
-    make_agent(obs_dim=11, act_dim=3).save(other, make_header("policy", task="Walker2d"))
+    make_agent(obs_dim=11, act_dim=3).save(other, make_header("policy", task="Walker2d", cycle=0))
     refused(r"other.safetensors.*task is Walker2d", policy=other)
-    make_agent(obs_dim=17, act_dim=6).save(other, make_header("policy", task="Hopper"))
+    make_agent(obs_dim=17, act_dim=6).save(other, make_header("policy", task="Hopper", cycle=0))
     refused("17 observations", policy=other)
     refused("holds no collector's state", previous=_without_collector(tmp_path, hopper["previous"]))
 
@@ -223,7 +224,9 @@ def _without_collector(folder: Path, shard: Path) -> Path:
 
 def evaluated(path: Path, policy: Path, **changes: Any) -> dict[str, np.ndarray[Any, Any]]:
     arguments = {"task": "Hopper", "environment": "Hopper-v5", "episodes": 3, "seed": 0, "cycle": 4}
-    evaluate(**({"policy": policy, "output": path, "on_policy_steps": 1000} | arguments | changes))
+    arguments |= changes
+    of_cycle(policy, arguments["cycle"])
+    evaluate(**{"policy": policy, "output": path, "on_policy_steps": 1000}, **arguments)
     with h5py.File(path) as file:
         assert file.attrs["on_policy_steps"] == 1000
         return {name: values[()] for name, values in file.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.artifacts import of_cycle
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -182,7 +183,7 @@ def files(
 ) -> Path:
     transitions.write(tmp_path / "data.h5", make_header(), make_transitions(50))
     model.save(tmp_path / "model.safetensors", make_header("model"))
-    make_agent().save(tmp_path / "policy.safetensors", make_header("policy"))
+    make_agent().save(tmp_path / "policy.safetensors", make_header("policy", cycle=0))
     return tmp_path
 
 
@@ -222,7 +223,10 @@ def test_same_work_gives_same_bytes_and_another_cycle_others(files: Path, tmp_pa
         torch.rand(1)  # a global generator must not matter
     for name in ("rollouts.h5", "rollout.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    assert (run(files, tmp_path / "third", cycle=2)[0].actions[:120] != run(files, tmp_path)[0].actions[:120]).any()
+    first, _ = run(files, tmp_path)
+    for name, cycle in (("data.h5", 2), ("model.safetensors", 2), ("policy.safetensors", 1)):
+        of_cycle(files / name, cycle)
+    assert (run(files, tmp_path / "third", cycle=2)[0].actions[:120] != first.actions[:120]).any()
 
 
 def test_bad_input_is_refused_in_one_sentence_and_writes_nothing(

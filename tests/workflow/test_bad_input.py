@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from helpers.artifacts import edited, with_value
 from helpers.workflow import (
     EXPERIMENT,
     FOLDERS,
@@ -24,7 +25,8 @@ from helpers.workflow import (
     truncate,
 )
 
-from usbpo.artifacts.files import write_json
+from usbpo.artifacts import metrics
+from usbpo.artifacts.header import Header
 from usbpo.commands import cli
 from usbpo.experiment.config import load_run, read_yaml
 from usbpo.experiment.plan import Run
@@ -131,7 +133,8 @@ def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]:
             assert cli.main(words) == 0, words
         state = {"estimate": 0.1, "error_sum": 0.2, "steps": 10, "reference_volume": 0.3}
-        write_json(bad / "trigger.json", {"task": "test-pendulum", "seed": 0, "cycle": 1, "checks": [], "state": state})
+        header = Header("trigger", "test-pendulum", 0, 1, method="test-usbpo")
+        metrics.write(bad / "trigger.json", header, {"checks": [], "state": state}, "")
     shutil.rmtree(folder / "out")
     for name, source in {
         "cut.h5": "data/00001.h5",
@@ -140,16 +143,16 @@ def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cut-policy.safetensors": "00001/policy.safetensors",
     }.items():
         truncate(Path(shutil.copy(folder / OF_USBPO / source, bad / name)))
-    with_nan(Path(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "nan.h5")), "rewards", float("nan"))
-    with_nan(Path(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "inf.h5")), "next_observations", float("inf"))
-    with_nan(
-        Path(shutil.copy(folder / OF_USBPO / "00001/rollouts.h5", bad / "nan-rollouts.h5")), "actions", float("nan")
-    )
+    for name, source, array, value in (
+        ("nan.h5", "data/00001.h5", "rewards", float("nan")),
+        ("inf.h5", "data/00001.h5", "next_observations", float("inf")),
+        ("nan-rollouts.h5", "00001/rollouts.h5", "actions", float("nan")),
+    ):
+        with_value(Path(shutil.copy(folder / OF_USBPO / source, bad / name)), array, 3, value)
     flip_a_bit(Path(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "flipped.h5")))
-    with h5py.File(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "header.h5"), "r+") as file:
-        file.attrs["header"] = "{}"
-    with h5py.File(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "newer.h5"), "r+") as file:
-        file.attrs["header"] = file.attrs["header"].replace('"schema_version": 1', '"schema_version": 99, "added": 1')
+    shard = folder / OF_USBPO / "data/00001.h5"
+    edited(Path(shutil.copy(shard, bad / "header.h5")), b', "header": {', b', "heeder": {')
+    edited(Path(shutil.copy(shard, bad / "newer.h5")), b'"schema_version": 2, "seed"', b'"schema_version": 9, "seed"')
     with h5py.File(bad / "foreign.h5", "w") as file:
         file["numbers"] = np.arange(3)
     (bad / "text.safetensors").write_text("no checkpoint at all")
@@ -157,18 +160,10 @@ def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def with_nan(path: Path, name: str, value: float) -> None:
-    """Write a value that is not finite into row 3 of an array."""
-    with h5py.File(path, "r+") as file:
-        rows = file[name][()]
-        rows[3] = value
-        file[name][...] = rows
-
-
 def flip_a_bit(path: Path) -> None:
     """Damage one byte of the stored observations, as a bad disk does."""
     with h5py.File(path) as file:
-        place = file["observations"].id.get_chunk_info(0).byte_offset + 7
+        place = file["observations"].id.get_offset() + 7
     content = bytearray(path.read_bytes())
     content[place] ^= 4
     path.write_bytes(content)
@@ -183,15 +178,20 @@ OF_HOPPER = f"its task is Hopper, but test-pendulum is asked for{ONE_RUN}"
 OF_SEED_1 = f"its seed is 1, but 0 is asked for{ONE_RUN}"
 TOO_WIDE = "hidden_size is 24, but 16 is expected; give the checkpoint of this task and network width"
 NAN = f"holds NaN or infinity in row 3{DELETE}"
-SHARD, ROLLOUTS, EVALUATION, POLICY, MODEL = (
-    *(f"{OF_USBPO}/data/00001.h5", f"{OF_USBPO}/00001/rollouts.h5", f"{OF_USBPO}/00001/evaluation.h5"),
+FIRST, SHARD, ROLLOUTS, EVALUATION, POLICY, MODEL = (
+    *(
+        f"{OF_USBPO}/data/00000.h5",
+        f"{OF_USBPO}/data/00001.h5",
+        f"{OF_USBPO}/00001/rollouts.h5",
+        f"{OF_USBPO}/00001/evaluation.h5",
+    ),
     *(f"{OF_USBPO}/00001/policy.safetensors", f"{OF_USBPO}/00001/model-mle.safetensors"),
 )
 # For each stage and option: the values given instead, and what the sentence says after the last of them, or in all.
 WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("collect", "--policy"): [
         ("none.safetensors", NO_FILE),
-        ("", "cycle 2 collects with a policy, but none is given; add --policy FILE"),
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --policy FILE"),
         ("bad/cut-policy.safetensors", CUT),
         ("bad/text.safetensors", CUT),
         ("bad/hopper-policy.safetensors", OF_HOPPER),
@@ -229,17 +229,17 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("bad/empty.h5", CUT),
         ("bad/flipped.h5", CUT),
         ("bad/header.h5", f"its header is damaged{DELETE}"),
-        ("bad/newer.h5", "written with schema 99, but this version reads schema 1; "),
-        ("bad/foreign.h5", "this HDF5 file was not written by usbpo; name one that was"),
+        ("bad/newer.h5", "written with schema 9, but this version reads schema 2; "),
+        ("bad/foreign.h5", CUT),
         ("bad/nan.h5", f"rewards {NAN}"),
         ("bad/inf.h5", f"next_observations {NAN}"),
-        (f"{SHARD} bad/hopper.h5", f"00001.h5: its task is test-pendulum, but .*hopper.h5.* Hopper{ONE_RUN}"),
-        (f"{SHARD} bad/seed-1.h5", f"00001.h5: its seed is 0, but .*seed-1.h5.* 1{ONE_RUN}"),
+        (f"{FIRST} bad/hopper.h5", f"00000.h5: its task is test-pendulum, but .*hopper.h5.* Hopper{ONE_RUN}"),
+        (f"{FIRST} bad/seed-1.h5", f"00000.h5: its seed is 0, but .*seed-1.h5.* 1{ONE_RUN}"),
         (MODEL, NOT_HDF5),
     ],
     ("triggered", "--previous-trigger"): [
         ("none.json", NO_FILE),
-        (SHARD, "not a JSON file .*; delete it and run again"),
+        (SHARD, "this is a .h5 file where a .json file is expected; name the right file"),
         (f"{OF_USBPO}/00002/phase1.json", "its cycle is 2, but 1 is asked for; give files of one run"),
         (f"{OF_USBPO}/00001/phase1.json", "it holds no state of a trigger; delete it and run again"),
     ],
@@ -271,7 +271,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("phase1", "--holdout-ratio"): [("0.001", "120 real rows are too few to hold out .*; collect more random steps")],
     ("phase1", "--learning-rate"): [
         ("-1", "'--learning-rate' must be greater than 0, but is -1.0; mend the value"),
-        ("1e30", "phase 1 diverged: .*; lower phase1.learning_rate"),
+        ("1e30", "cycle 2: phase 1 diverged: .*; lower phase1.learning_rate"),
     ],
     ("phase1", "--metrics"): [
         ("/proc/nowhere/m.json", "the folder /proc/nowhere cannot be written .*; choose another")
@@ -288,13 +288,13 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("phase2", "--loss"): [
         ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value")
     ],
-    ("phase2", "--learning-rate"): [("1e30", "fine-tuning diverged, .*; lower phase2.learning_rate")],
+    ("phase2", "--learning-rate"): [("1e30", "cycle 2: phase 2 diverged, .*; lower phase2.learning_rate")],
     ("rollout", "--model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
     ("rollout", "--policy"): [("bad/seed-1-policy.safetensors", OF_SEED_1)],
     ("rollout", "--termination"): [("hoper", "unknown termination 'hoper'; known are .*hopper")],
     ("policy", "--previous-policy"): [("bad/wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
     ("policy", "--rollouts"): [("bad/nan-rollouts.h5", f"actions {NAN}")],
-    ("policy", "--learning-rate"): [("1e30", "the policy update diverged: .*; lower policy.learning_rate")],
+    ("policy", "--learning-rate"): [("1e30", "cycle 2: the policy update diverged: .*; lower policy.learning_rate")],
     ("evaluate", "--policy"): [
         ("none.safetensors", NO_FILE),
         ("bad/hopper-policy.safetensors", OF_HOPPER),
@@ -321,7 +321,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
             f"{OF_USBPO}/data/00000.h5 {OF_USBPO}/data/00002.h5",
             "it begins with cycle 2, but 1 is expected; ",
         ),
-        (f"{OF_USBPO}/data/00000.h5 bad/seed-1.h5", f"its seed is 1, but .*00000.h5 has 0{ONE_RUN}"),
+        (f"{FIRST} bad/seed-1.h5", f"00000.h5: its seed is 0, but .*seed-1.h5 has 1{ONE_RUN}"),
     ],
 }
 CASES = [(*call, values, said) for call, cases in WRONG.items() for values, said in cases]
@@ -379,9 +379,9 @@ def test_a_stage_by_hand_refuses_bad_input_in_one_sentence(
 BAD_FILES = [
     ("bad/cut.h5", "cut short or damaged"),
     ("bad/cut-model.safetensors", "cut short or damaged"),
-    ("bad/foreign.h5", "not written by usbpo"),
+    ("bad/foreign.h5", "not written by this version of usbpo"),
     ("bad/header.h5", "header is damaged"),
-    ("bad/newer.h5", "written with schema 99"),
+    ("bad/newer.h5", "written with schema 9"),
     ("none.h5", "there is no such file"),
     ("bad", "there is no such file"),
 ]
@@ -547,7 +547,7 @@ def cut(path: Path, bench: Path) -> None:
 
 
 def nan(path: Path, bench: Path) -> None:
-    with_nan(path, "rewards", float("nan"))
+    with_value(path, "rewards", 3, float("nan"))
 
 
 # Of a pair, the first spoils the run of USB-PO, and the second that of MBPO.

@@ -98,6 +98,17 @@ class Header:
         if self.kind != kind:
             raise UsbpoError(f"{path}: its kind is {self.kind}, but {kind} is expected; name the right file.")
 
+    def same_run(self, path: Path, other: "Header", other_path: Path) -> None:
+        """Check that two artifacts belong to one run.
+
+        Raises:
+            UsbpoError: they do not.
+        """
+        for what, mine in self.run.items():
+            theirs = other.run[what]
+            if mine != theirs:
+                raise UsbpoError(f"{path}: its {what} is {mine}, but {other_path} has {theirs}; give files of one run.")
+
     def takes(self, name: str, path: Path, found: "Header", cycles: int | Collection[int] | None = None) -> None:
         """Check that an input is of the run of this output, and of the right cycle; and keep its digest.
 

@@ -25,7 +25,7 @@ KEY = "checksum"
 PIECE = 1 << 18
 """Bytes that are read at a time: they stay in the cache"""
 
-CURE = "delete it and type the same command again, or pull it again"
+CURE = "delete it and run again, or pull it again"
 
 
 def write(path: Path, fill: Callable[[BinaryIO], object]) -> str:
@@ -67,13 +67,14 @@ def opened(path: Path, suffix: str) -> Iterator[tuple[BinaryIO, str]]:
             place, digest = _digest(file)
             if place is None:
                 raise UsbpoError(
-                    f"{path}: it has no checksum of usbpo, so it is cut short or damaged, or was not written by this "
-                    f"version of usbpo; {CURE}."
+                    f"{path}: it is cut short or damaged, or was not written by this version of usbpo, for it has no "
+                    f"checksum; {CURE}."
                 )
             file.seek(place)
             if file.read(len(BLANK)) != digest.encode():
                 raise UsbpoError(
-                    f"{path}: its content is not that of its checksum, so it was cut short, damaged or changed; {CURE}."
+                    f"{path}: it is cut short or damaged, or was changed, for its content is not that of its "
+                    f"checksum; {CURE}."
                 )
             file.seek(0)
             yield file, digest

@@ -143,7 +143,7 @@ def read_all(paths: Sequence[Path], kind: str = KIND) -> tuple[list[Header], Tra
     """Read several files into one batch; with the header of each.
 
     Raises:
-        UsbpoError: as `read`, or the rows of two are not of one width, or none is given.
+        UsbpoError: as `read`, or two are of different runs, or none is given.
     """
     if not paths:
         raise UsbpoError("no transition files are given; name at least one.")
@@ -151,6 +151,7 @@ def read_all(paths: Sequence[Path], kind: str = KIND) -> tuple[list[Header], Tra
     headers = [header]
     for path in paths[1:]:
         header, more = read(path, kind)
+        headers[0].same_run(paths[0], header, path)
         _check_widths(path, more, joined)
         joined.append(more)
         headers.append(header)
@@ -180,6 +181,7 @@ def read_rollouts(paths: Sequence[Path], updates: int | None = None) -> tuple[li
     for path in reversed(paths):
         with hdf5.opened(path, ROLLOUTS) as arrays:
             headers.insert(0, arrays.header)
+            headers[0].same_run(path, headers[-1], paths[-1])
             if missing == 0:
                 continue
             made = rows_in(arrays)

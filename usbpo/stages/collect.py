@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usbpo.agent import sac
-from usbpo.agent.acting import OneByOne
+from usbpo.agent.acting import OneByOne, check_action
 from usbpo.artifacts import lineage, transitions
 from usbpo.artifacts.header import UNNAMED, Header, parameters_of
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator, read_arguments
-from usbpo.errors import UsbpoError
+from usbpo.errors import UsbpoError, saying
 from usbpo.experiment.initial_data import check_imported, read_imported
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import pack_generator, seed_sequence, unpack_generator
@@ -57,7 +57,7 @@ class Collector:
         """Go on from a stored state.
 
         Raises:
-            UsbpoError: an episode should go on, but the state holds none.
+            UsbpoError: an episode should go on, but the state holds none, or it is the state of something else.
         """
         if not self.ends_with_cycle:
             if "observation" not in state:
@@ -65,10 +65,23 @@ class Collector:
                     "the previous shard's episode ended with its cycle, so it cannot go on; collect this run's data "
                     "anew, or give --episodes end_with_cycle."
                 )
+            self._check(state, ("observation", "elapsed_steps", "environment_generator", "xipos"))
             self.simulator.restore(state)
             self.observation = state["observation"]
+        self._check(state, ("episode", "action_generator"))
         self.episode = int(state["episode"].item())
         self.generator = unpack_generator(state["action_generator"])
+
+    def _check(self, state: dict[str, NDArray[Any]], names: tuple[str, ...]) -> None:
+        """Hold what is stored against what a state of this collector looks like."""
+        now = self.state()
+        for name in set(names) & now.keys():
+            stored = state.get(name)
+            if stored is None or (stored.dtype, stored.size) != (now[name].dtype, now[name].size):
+                raise UsbpoError(
+                    f"its collector's state has no {name} of {now[name].size} numbers; it belongs to another task, so "
+                    "collect this run's data anew."
+                )
 
     def collect(self, steps: int, actor: Actor, *, cycle_ends: bool = True) -> Transitions:
         """Take `steps` real steps; where episodes end with the cycle and it ends here, the last one is cut."""
@@ -166,11 +179,15 @@ def random_actor(act_dim: int) -> Actor:
 
 
 def stochastic_actor(actor: Params) -> Actor:
-    """The tanh-Gaussian policy, as it is now."""
+    """The tanh-Gaussian policy, as it is now; it raises UsbpoError rather than give NaN."""
     policy, act_dim = OneByOne(actor), actor[f"bias.{len(actor) // 2 - 1}"].shape[-1] // 2
-    return lambda observation, generator: policy.sample(
-        observation, generator.standard_normal(act_dim, dtype=np.float32)
-    )
+
+    def act(observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+        action = policy.sample(observation, generator.standard_normal(act_dim, dtype=np.float32))
+        check_action(action)
+        return action
+
+    return act
 
 
 def collect(
@@ -231,10 +248,12 @@ def collect(
     collector = Collector(simulator, seed, cycle if episodes == END_WITH_CYCLE else None)
     if previous is not None and found is not None:
         header.takes("previous", previous, found[0], [cycle - 1] if cycle else [])
-        collector.restore(found[1])
+        with saying(str(previous)):
+            collector.restore(found[1])
     if initial_data is None:
-        batch = collector.collect(steps, actor)
-        check_finite(batch, environment)
+        with saying(f"cycle {cycle}"):
+            batch = collector.collect(steps, actor)
+            check_finite(batch, environment)
     else:
         imported, batch = read_initial_data(initial_data, simulator, parameters)
         collector.begin_with(batch)

@@ -1,25 +1,34 @@
 """Stage `evaluate`: episodes of the deterministic policy from fixed seeds, in an environment of their own."""
 
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
 
 from usbpo.agent import sac
-from usbpo.agent.acting import OneByOne
+from usbpo.agent.acting import OneByOne, check_action
 from usbpo.artifacts import evaluations
 from usbpo.artifacts.evaluations import KIND, Episodes
 from usbpo.artifacts.header import Header, parameters_of
 from usbpo.environments.tasks import Simulator, read_arguments
-from usbpo.errors import UsbpoError
+from usbpo.errors import UsbpoError, saying
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import seed_sequence
 
 
 def evaluate_episode(simulator: Simulator, actor: Params, seed: int) -> tuple[float, int]:
-    """Return (undiscounted) and length of one episode."""
+    """Return (undiscounted) and length of one episode.
+
+    Raises:
+        UsbpoError: an action or a reward is not finite.
+    """
     policy, observation, total, length = OneByOne(actor), simulator.reset(seed), 0.0, 0
     while True:
-        step = simulator.step(policy.mean(observation))
+        action = policy.mean(observation)
+        check_action(action)
+        step = simulator.step(action)
+        if not isfinite(step.reward):
+            raise UsbpoError(f"the reward of step {length} is not finite; mend the environment (usbpo check-task).")
         observation, total, length = step.observation, total + step.reward, length + 1
         if step.terminated or step.truncated:
             return total, length
@@ -66,7 +75,8 @@ def evaluate(
             f"{simulator.obs_dim}; give a policy of this task."
         )
     seeds = [int(s.generate_state(1)[0]) for s in seed_sequence(seed, 0, "evaluate").spawn(episodes)]
-    results = [evaluate_episode(simulator, agent.actor, episode_seed) for episode_seed in seeds]
+    with saying(f"cycle {cycle}"):
+        results = [evaluate_episode(simulator, agent.actor, episode_seed) for episode_seed in seeds]
     returns, lengths = (np.array(column) for column in zip(*results, strict=True))
     evaluations.write(output, header, Episodes(returns, lengths, np.array(seeds, dtype=np.int64)))
     print(f"return {returns.mean():.1f} over {episodes} episodes")

@@ -10,7 +10,7 @@ from usbpo.artifacts import lineage
 from usbpo.artifacts import metrics as records
 from usbpo.artifacts.checkpoints import check_architecture
 from usbpo.artifacts.header import parameters_of
-from usbpo.errors import UsbpoError
+from usbpo.errors import UsbpoError, saying
 from usbpo.model.ensemble import (
     KIND,
     Architecture,
@@ -187,19 +187,20 @@ def phase1(
     training_rows, holdout_rows = split_holdout(len(batch), seed, number, holdout_ratio, holdout_limit)
     training, holdout = rows.rows(training_rows).to(place), rows.rows(holdout_rows).to(place)
     at_first = holdout_mse(ensemble, ensemble.params, holdout.inputs, holdout.targets)
-    by_epoch, stopped = train(
-        ensemble,
-        training,
-        holdout,
-        generator,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        weight_decay=weight_decay,
-        log_variance_penalty=log_variance_penalty,
-        min_improvement=min_improvement,
-        patience=patience,
-        max_epochs=max_epochs,
-    )
+    with saying(f"cycle {cycle}"):
+        by_epoch, stopped = train(
+            ensemble,
+            training,
+            holdout,
+            generator,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            log_variance_penalty=log_variance_penalty,
+            min_improvement=min_improvement,
+            patience=patience,
+            max_epochs=max_epochs,
+        )
     # Phase 2 takes its moments from M1 itself, so M2 need not carry them.
     ensemble.finetune = {}
     errors = holdout_mse(ensemble, ensemble.params, holdout.inputs, holdout.targets)

@@ -274,7 +274,7 @@ def phase2(
     errors = holdout_mse(m2, m2.params, holdout.inputs, holdout.targets)
     if not torch.isfinite(torch.tensor([*values, *errors.tolist()])).all():
         raise UsbpoError(
-            f"{model_mle}: phase 2 of cycle {cycle} diverged, its objective or a hold-out error is not finite; lower "
+            f"cycle {cycle}: phase 2 diverged, its objective or a hold-out error is not finite; lower "
             "phase2.learning_rate."
         )
     m2.elites = choose_elites(errors, m2.architecture.elites)

@@ -14,7 +14,7 @@ from usbpo.artifacts import lineage
 from usbpo.artifacts import metrics as records
 from usbpo.artifacts.checkpoints import check_architecture
 from usbpo.artifacts.header import Header, parameters_of
-from usbpo.errors import UsbpoError
+from usbpo.errors import UsbpoError, saying
 from usbpo.numerics import device as devices
 from usbpo.numerics.seeding import torch_generator
 
@@ -139,7 +139,8 @@ def policy(
         target_entropy=target_entropy,
         device=place,
     )
-    history = learn(learner, replay, updates, torch_generator(seed, cycle, "policy", place), report_every)
+    with saying(f"cycle {cycle}"):
+        history = learn(learner, replay, updates, torch_generator(seed, cycle, "policy", place), report_every)
     digest = learner.agent().save(output, header)
     write_metrics(metrics, header, digest, updates, target_entropy, history)
 

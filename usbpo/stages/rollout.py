@@ -12,7 +12,7 @@ from usbpo.artifacts import metrics as records
 from usbpo.artifacts.header import parameters_of
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.terminations import Termination, find
-from usbpo.errors import UsbpoError
+from usbpo.errors import UsbpoError, saying
 from usbpo.model.ensemble import Ensemble, load, predict_one_member
 from usbpo.model.passes import Forward, number_type
 from usbpo.numerics import device as devices
@@ -141,9 +141,10 @@ def rollout(
     generator = torch_generator(seed, cycle if check is None else check, "rollout", place)
     index = torch.randint(len(real), (batch_size,), generator=generator, device=place)
     starts = torch.from_numpy(real.observations).to(place)[index]
-    made, lost = roll_out(
-        ensemble.to(place, products), moved(agent.actor, place), starts, length, terminates, generator
-    )
+    with saying(f"cycle {cycle}"):
+        made, lost = roll_out(
+            ensemble.to(place, products), moved(agent.actor, place), starts, length, terminates, generator
+        )
     digest = transitions.write(output, header, made)
     records.write(
         metrics,

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,7 +26,7 @@ from usbpo.artifacts.checkpoints import check_architecture
 from usbpo.artifacts.header import Header, parameters_of
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator, read_arguments
-from usbpo.errors import UsbpoError
+from usbpo.errors import UsbpoError, saying
 from usbpo.model import ensemble
 from usbpo.model.trigger import Trigger, hull_volume, model_errors
 from usbpo.numerics import device as devices
@@ -185,7 +186,8 @@ class Checks:
         self.real, self.before, last = real, len(real), header.cycle - 1
         shard_header, state = transitions.read_collector(previous_shard)
         header.takes("previous_shard", previous_shard, shard_header, last)
-        collector.restore(state)
+        with saying(str(previous_shard)):
+            collector.restore(state)
         self.device, self.steps, self.precision = devices.choose(device), steps, precision
         self.learner = self._learner(previous_policy)
         self.ensemble: ensemble.Ensemble | None = None
@@ -226,8 +228,9 @@ class Checks:
         """
         steps = self.keys["trigger"]["check_every"]
         actor = moved(self.learner.actor, torch.device("cpu"))
-        new = self.collector.collect(steps, stochastic_actor(actor), cycle_ends=last)
-        check_finite(new, self.environment)
+        with saying(f"cycle {self.header.cycle}, check {number}"):
+            new = self.collector.collect(steps, stochastic_actor(actor), cycle_ends=last)
+            check_finite(new, self.environment)
         self.real = transitions.concatenate([self.real, new])
         self.replay.append(new)
         if self._fires(number, new):
@@ -235,7 +238,8 @@ class Checks:
         keys = self.keys["policy"]
         updates = keys["updates_per_step"] * steps
         generator = torch_generator(self.header.seed, number, "policy", self.device)
-        lines = learn(self.learner, self.replay, updates, generator, report_every=updates)
+        with saying(f"cycle {self.header.cycle}, check {number}"):
+            lines = learn(self.learner, self.replay, updates, generator, report_every=updates)
         self.history += lines if not self.history else lines[-1:]
 
     def _fires(self, number: int, new: Transitions) -> bool:
@@ -248,6 +252,11 @@ class Checks:
             reason: str | None = "the first model"
         else:
             errors = model_errors(self.ensemble, new, torch_generator(seed, number, "trigger"))
+            if not np.isfinite(errors).all():
+                raise UsbpoError(
+                    f"cycle {self.header.cycle}, check {number}: the model's errors are not finite; lower "
+                    "phase1.learning_rate."
+                )
             self.state = self.state.seen(errors).checked(volume, keys["reference"])
             reason = self.state.verdict(keys["threshold"], keys["min_steps"], keys["max_steps"])
         self.found.append(

@@ -51,4 +51,4 @@ rule block:
     message:
         "block: gather real data of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, block {wildcards.block}"
     shell:
-        "usbpo block --parts {input} --output {output} > {log} 2>&1"
+        "usbpo block --parts {input} --output {output} --number {wildcards.block} > {log} 2>&1"
