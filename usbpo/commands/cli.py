@@ -108,7 +108,7 @@ def _application(chosen: str, *also: Callable[..., None]) -> typer.Typer:
             app.command(stage, rich_help_panel=PANEL_STAGES)(_verb(stage))
         else:
             app.command(stage, rich_help_panel=PANEL_STAGES, help=_first_line(stage))(lambda: None)
-    for verb in (status, inspect, results, plan, submit, publish, gc, check_task, tensorboard, video, schema):
+    for verb in (status, inspect, verify, results, plan, submit, publish, gc, check_task, tensorboard, video, schema):
         app.command(verb.__name__.replace("_", "-"), rich_help_panel=PANEL_USER)(verb)
     for verb_above in also:
         app.command(verb_above.__name__, rich_help_panel=PANEL_USER)(verb_above)
@@ -261,6 +261,23 @@ def inspect(files: Annotated[list[Path], typer.Argument(help="Artifacts: .h5, .s
 
     for path in files:
         print_artifact(path)
+
+
+def verify(
+    what: Annotated[
+        str, typer.Argument(help="An artifact; TASK/METHOD/seed-N or a folder of runs; an experiment's file or name.")
+    ],
+    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+) -> None:
+    """Tell whether artifacts are whole, belong where they lie, and were made from what lies beside them."""
+    from usbpo.commands.verify import lines
+    from usbpo.commands.verify import verify as look_at
+
+    report = look_at(what, folder)
+    for line in lines(report, what):
+        print(line)
+    if report.findings:
+        raise typer.Exit(1)
 
 
 def results(

@@ -22,6 +22,9 @@ BLOCK = 100
 """Updates whose row numbers and noise are drawn at once; another number is another stream of random numbers."""
 Line = dict[str, float | None]
 """The scalars of one update by name, with its number."""
+DIVERGED = 100
+"""How many times the largest value that rewards and entropy allow a critic's mean value may be: it is far from any
+estimate, and still finite."""
 
 
 def take_updates(
@@ -59,16 +62,36 @@ def learn(learner: Learner, replay: Replay, updates: int, generator: torch.Gener
         The scalars of the first update, of every `report_every`-th after it, and of the last.
 
     Raises:
-        UsbpoError: a loss is not finite.
+        UsbpoError: a loss is not finite, or a value is far from what any policy can reach.
     """
     began, history = learner.updates, list[Line]()
+    largest_reward = replay.largest_reward()
 
     def report(update: int) -> None:
         if update % report_every == 0 or update == updates - 1:
-            history.append({"update": began + update, **_described(learner.seen())})
+            line = _described(learner.seen())
+            _check_values(line, largest_reward, learner.discount)
+            history.append({"update": began + update, **line})
 
     take_updates(learner, replay, updates, generator, report)
     return history
+
+
+def _check_values(line: Line, largest_reward: float, discount: float) -> None:
+    """Check that the critics' values are such as returns can be: |Q| ≤ (max |r| + α |H|) / (1 − γ), and some room.
+
+    Raises:
+        UsbpoError: they are not.
+    """
+    entropy = abs(line["temperature"] or 0.0) * abs(line["entropy"] or 0.0)
+    largest = (largest_reward + entropy) / max(1.0 - discount, 1e-3)
+    for name in ("q_real", "q_model"):
+        value = line[name]
+        if value is not None and abs(value) > DIVERGED * largest:
+            raise UsbpoError(
+                f"the policy update diverged: {name}, the critics' mean value, is {value:.3g}, but the rewards allow "
+                f"{largest:.3g} at most; lower policy.learning_rate."
+            )
 
 
 def policy(

@@ -19,6 +19,9 @@ from usbpo.numerics import device as devices
 from usbpo.numerics.optimizer import Params, moved
 from usbpo.numerics.seeding import torch_generator
 
+MOST_LOST = 0.01
+"""Share of the model's predictions that may be other than finite"""
+
 
 @torch.no_grad()
 def roll_out(
@@ -79,6 +82,19 @@ def roll_out(
         if not len(observations):
             break
     return made, lost
+
+
+def check_lost(made: int, lost: int) -> None:
+    """Check that nearly all predictions were finite: a branch may run away, but not many.
+
+    Raises:
+        UsbpoError: too many were not.
+    """
+    if lost > MOST_LOST * (made + lost):
+        raise UsbpoError(
+            f"the model predicts NaN or infinity for {lost} of {made + lost} rows, so it has diverged; lower "
+            "phase1.learning_rate, or phase2.learning_rate where there is a phase 2."
+        )
 
 
 def act(actor: Params, observations: Tensor, noise: Tensor, products: torch.dtype | None = None) -> Tensor:
@@ -145,6 +161,7 @@ def rollout(
         made, lost = roll_out(
             ensemble.to(place, products), moved(agent.actor, place), starts, length, terminates, generator
         )
+        check_lost(len(made), lost)
     digest = transitions.write(output, header, made)
     records.write(
         metrics,
@@ -159,4 +176,4 @@ def rollout(
         },
         digest,
     )
-    print(f"{len(made)} model transitions, {int(made.terminations.sum())} of them terminal")
+    print(f"{len(made)} model transitions, {int(made.terminations.sum())} of them terminal, {lost} more not finite")
