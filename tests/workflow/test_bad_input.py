@@ -50,13 +50,13 @@ def command_of(stage: str) -> list[str]:
     told = {
         "block": [],
         "initialise": [run.initialise_options()],
-        "collect": [run.collect_options(2), "--task test-pendulum"],
-        "triggered": [triggered.triggered_options(2), "--task test-pendulum"],
+        "collect": [run.collect_options(2), "--task test-pendulum --method test-usbpo"],
+        "triggered": [triggered.triggered_options(2), "--task test-pendulum --method test-usbpo"],
         "phase1": [run.phase1_options()],
         "phase2": [run.phase2_options()],
         "rollout": [run.rollout_options(2)],
         "policy": [run.policy_options()],
-        "evaluate": [run.evaluate_options(2), "--task test-pendulum"],
+        "evaluate": [run.evaluate_options(2), "--task test-pendulum --method test-usbpo"],
         "theory": [run.theory_options()],
     }
     data = " ".join(run.real_data(2))
@@ -324,7 +324,124 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         (f"{FIRST} bad/seed-1.h5", f"00000.h5: its seed is 0, but .*seed-1.h5 has 1{ONE_RUN}"),
     ],
 }
-CASES = [(*call, values, said) for call, cases in WRONG.items() for values, said in cases]
+
+
+def cycles(of: str, name: str, *numbers: int) -> str:
+    """Files of some cycles of a run."""
+    return " ".join(f"{of}/{name.format(f'{number:05d}')}" for number in numbers)
+
+
+SHARDS, POLICIES, MODELS, MADE = "data/{}.h5", "{}/policy.safetensors", "{}/model-mle.safetensors", "{}/rollouts.h5"
+OF_ANOTHER = f"its method is test-mbpo, but test-usbpo is asked for{ONE_RUN}"
+
+
+def another_cycle(option: str, found: int, asked: int) -> str:
+    return f"it is of cycle {found}, but {option} must be of cycle {asked} where cycle 2 is made; give the files that"
+
+
+D_ENV = [
+    (cycles(OF_USBPO, SHARDS, 0, 1), "D_env ends with cycle 1, but must hold cycles 0 to 2; give all files"),
+    (cycles(OF_USBPO, SHARDS, 0, 2), "00002.h5: it holds cycle 2 of D_env, but cycle 1 is to follow; give all files"),
+    (cycles(OF_USBPO, SHARDS, 0, 1, 1), "00001.h5: it holds cycle 1 of D_env, but cycle 2 is to follow"),
+    (cycles(OF_USBPO, SHARDS, 1, 0, 2), "00001.h5: it holds cycle 1 of D_env, but cycle 0 is to follow"),
+    (cycles(OF_USBPO, SHARDS, 0, 1, 2, 3), "00003.h5: it holds cycle 3 of D_env, but D_env ends with cycle 2"),
+    (f"{cycles(OF_USBPO, SHARDS, 0, 1)} {cycles(OF_MBPO, SHARDS, 2)}", f"its method is test-usbpo, but .*{ONE_RUN}"),
+]
+"""D_env of cycle 2 as no stage may take it"""
+
+# Files of the run's own kind and task, but of another cycle or method, given twice, left out, in another order.
+ASTRAY: dict[tuple[str, str], list[tuple[str, str]]] = {
+    **{(stage, "--data"): D_ENV for stage in ("phase1", "phase2", "rollout", "policy", "theory")},
+    ("initialise", "--data"): [(cycles(OF_USBPO, SHARDS, 1), "it holds cycle 1 of D_env, but cycle 0 is to follow")],
+    ("collect", "--policy"): [
+        (cycles(OF_USBPO, POLICIES, 2), another_cycle("--policy", 2, 1)),
+        (cycles(OF_USBPO, POLICIES, 0), another_cycle("--policy", 0, 1)),
+        (cycles(OF_MBPO, POLICIES, 1), OF_ANOTHER),
+    ],
+    ("collect", "--previous"): [
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --previous FILE"),
+        (cycles(OF_USBPO, SHARDS, 0), another_cycle("--previous", 0, 1)),
+        (cycles(OF_USBPO, SHARDS, 2), another_cycle("--previous", 2, 1)),
+        (cycles(OF_MBPO, SHARDS, 1), OF_ANOTHER),
+    ],
+    ("phase1", "--previous-model"): [
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --previous-model FILE"),
+        (cycles(OF_USBPO, MODELS, 2), another_cycle("--previous-model", 2, 1)),
+        (cycles(OF_USBPO, MODELS, 3), another_cycle("--previous-model", 3, 1)),
+        (cycles(OF_MBPO, MODELS, 1), OF_ANOTHER),
+    ],
+    ("phase2", "--previous-model"): [
+        (cycles(OF_USBPO, MODELS, 2), another_cycle("--previous-model", 2, 1)),
+        (cycles(OF_MBPO, MODELS, 1), OF_ANOTHER),
+    ],
+    ("phase2", "--model-mle"): [
+        (cycles(OF_USBPO, MODELS, 1), another_cycle("--model-mle", 1, 2)),
+        (cycles(OF_MBPO, MODELS, 2), OF_ANOTHER),
+    ],
+    ("phase2", "--rollouts"): [
+        (cycles(OF_USBPO, MADE, 2), "D_model of cycle 2 is the rollouts of cycle 1, but those of cycle 2 are given"),
+        (cycles(OF_USBPO, MADE, 1, 1), "of cycle 1, but those of cycles 1, 1 are given; give these files, each once"),
+        (cycles(OF_MBPO, MADE, 1), OF_ANOTHER),
+    ],
+    ("rollout", "--model"): [
+        (cycles(OF_USBPO, MODELS, 1), another_cycle("--model", 1, 2)),
+        (cycles(OF_MBPO, MODELS, 2), OF_ANOTHER),
+    ],
+    ("rollout", "--policy"): [
+        (cycles(OF_USBPO, POLICIES, 2), another_cycle("--policy", 2, 1)),
+        (cycles(OF_MBPO, POLICIES, 1), OF_ANOTHER),
+    ],
+    ("policy", "--previous-policy"): [
+        (cycles(OF_USBPO, POLICIES, 2), another_cycle("--previous-policy", 2, 1)),
+        (cycles(OF_MBPO, POLICIES, 1), OF_ANOTHER),
+    ],
+    ("policy", "--rollouts"): [
+        ("", "cycle 2 of test-pendulum needs D_model, the rollouts of cycles 1, 2, but none are given; add --rollouts"),
+        (cycles(OF_USBPO, MADE, 2), "is the rollouts of cycles 1, 2, but those of cycle 2 are given"),
+        (cycles(OF_USBPO, MADE, 2, 1), "is the rollouts of cycles 1, 2, but those of cycles 2, 1 are given"),
+        (cycles(OF_USBPO, MADE, 1, 3), "is the rollouts of cycles 1, 2, but those of cycles 1, 3 are given"),
+        (f"{cycles(OF_USBPO, MADE, 1)} {cycles(OF_MBPO, MADE, 2)}", f"its method is test-usbpo, but .*{ONE_RUN}"),
+    ],
+    ("evaluate", "--policy"): [
+        (cycles(OF_USBPO, POLICIES, 1), another_cycle("--policy", 1, 2)),
+        (cycles(OF_MBPO, POLICIES, 2), OF_ANOTHER),
+    ],
+    ("theory", "--model-mle"): [(cycles(OF_USBPO, MODELS, 1), another_cycle("--model-mle", 1, 2))],
+    ("theory", "--model"): [(cycles(OF_USBPO, "{}/model.safetensors", 3), another_cycle("--model", 3, 2))],
+    ("theory", "--previous-model"): [
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --previous-model FILE"),
+        (cycles(OF_USBPO, MODELS, 2), another_cycle("--previous-model", 2, 1)),
+        (cycles(OF_MBPO, MODELS, 1), OF_ANOTHER),
+    ],
+    ("theory", "--previous-policy"): [(cycles(OF_USBPO, POLICIES, 2), another_cycle("--previous-policy", 2, 1))],
+    ("theory", "--policy"): [(cycles(OF_USBPO, POLICIES, 1), another_cycle("--policy", 1, 2))],
+    ("theory", "--rollouts"): [
+        ("", "cycle 2 of test-pendulum needs D_model, the rollouts of cycle 1, but none are given; add --rollouts"),
+        (cycles(OF_USBPO, MADE, 2), "D_model of cycle 2 is the rollouts of cycle 1, but those of cycle 2 are given"),
+    ],
+    ("triggered", "--data"): [
+        (cycles(OF_USBPO, SHARDS, 0), "D_env ends with cycle 0, but must hold cycles 0 to 1; give all files"),
+        (cycles(OF_USBPO, SHARDS, 0, 1, 2), "00002.h5: it holds cycle 2 of D_env, but D_env ends with cycle 1"),
+    ],
+    ("triggered", "--previous-shard"): [(cycles(OF_USBPO, SHARDS, 0), another_cycle("--previous-shard", 0, 1))],
+    ("triggered", "--previous-policy"): [
+        (cycles(OF_USBPO, POLICIES, 0), another_cycle("--previous-policy", 0, 1)),
+        (cycles(OF_MBPO, POLICIES, 1), OF_ANOTHER),
+    ],
+    ("triggered", "--previous-model"): [
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --previous-model FILE"),
+        (cycles(OF_USBPO, MODELS, 2), another_cycle("--previous-model", 2, 1)),
+    ],
+    ("triggered", "--previous-trigger"): [
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --previous-trigger FILE"),
+        (cycles(OF_MBPO, "{}/phase1.json", 1), OF_ANOTHER),
+    ],
+    ("triggered", "--rollouts"): [
+        ("", "cycle 2 of test-pendulum needs D_model, the rollouts of cycle 1, but none are given; add --rollouts"),
+        (cycles(OF_USBPO, MADE, 2), "D_model of cycle 2 is the rollouts of cycle 1, but those of cycle 2 are given"),
+    ],
+}
+CASES = [(*call, values, said) for table in (WRONG, ASTRAY) for call, cases in table.items() for values, said in cases]
 
 
 @pytest.mark.parametrize("stage", cli.SECTIONS)

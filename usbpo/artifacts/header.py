@@ -164,6 +164,34 @@ _WRITTEN: dict[str, Callable[[Any], bool]] = {
 """The fields that are written, and whether a value may be one's."""
 
 
+PHYSICS = ("mujoco", "gymnasium")
+"""The packages of which all real data of a run must have one version (`docs/reliability.md`)"""
+
+
+def other_physics(found: Header) -> str | None:
+    """In which versions of the simulator, other than those that are installed, an artifact was made; None for none."""
+    now = versions()
+    other = [
+        f"{package} {found.versions.get(package)} (here {now.get(package)})"
+        for package in PHYSICS
+        if found.versions.get(package) != now.get(package)
+    ]
+    return " and ".join(other) or None
+
+
+def require_same_physics(path: Path, found: Header) -> None:
+    """Check that the real data of a run go on in the simulator in which they began.
+
+    Raises:
+        UsbpoError: another one is installed.
+    """
+    if other := other_physics(found):
+        raise UsbpoError(
+            f"{path}: it was collected with {other}, and a run has one simulator; install that version, or delete the "
+            "run's folder and collect it anew."
+        )
+
+
 def check_place(path: Path, found: Mapping[str, Any], task: str, method: str, seed: int, cycle: int) -> None:
     """Check that an artifact is of the run and cycle in whose folder it lies.
 

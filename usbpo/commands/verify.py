@@ -10,7 +10,7 @@ import numpy as np
 
 from usbpo.artifacts import chain, evaluations, hdf5, layout, metrics, sealing, transitions
 from usbpo.artifacts.blocks import block_of
-from usbpo.artifacts.header import Header, check_place
+from usbpo.artifacts.header import PHYSICS, Header, check_place
 from usbpo.artifacts.identity import header_of
 from usbpo.artifacts.layout import five_digits
 from usbpo.errors import UsbpoError
@@ -21,8 +21,6 @@ from usbpo.experiment.plan import Run as PlannedRun
 
 VARYING = ("check", "initial_data", "length", "lengths", "on_policy_steps", "rows", "shards", "steps")
 """The parameters that differ from cycle to cycle"""
-PHYSICS = ("mujoco", "gymnasium")
-"""The packages of which a run's real data must have one version"""
 
 
 @dataclass(frozen=True)

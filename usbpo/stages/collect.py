@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from usbpo.agent import sac
 from usbpo.agent.acting import OneByOne, check_action
 from usbpo.artifacts import lineage, transitions
-from usbpo.artifacts.header import UNNAMED, Header, parameters_of
+from usbpo.artifacts.header import UNNAMED, Header, parameters_of, require_same_physics
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError, saying
@@ -248,6 +248,7 @@ def collect(
     collector = Collector(simulator, seed, cycle if episodes == END_WITH_CYCLE else None)
     if previous is not None and found is not None:
         header.takes("previous", previous, found[0], [cycle - 1] if cycle else [])
+        require_same_physics(previous, found[0])
         with saying(str(previous)):
             collector.restore(found[1])
     if initial_data is None:

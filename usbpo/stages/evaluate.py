@@ -9,7 +9,7 @@ from usbpo.agent import sac
 from usbpo.agent.acting import OneByOne, check_action
 from usbpo.artifacts import evaluations
 from usbpo.artifacts.evaluations import KIND, Episodes
-from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts.header import Header, other_physics, parameters_of
 from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError, saying
 from usbpo.numerics.optimizer import Params
@@ -68,6 +68,8 @@ def evaluate(
     policy_header, agent = sac.load(policy)
     header = Header(KIND, task, seed, cycle, parameters, method or policy_header.method)
     header.takes("policy", policy, policy_header, cycle)
+    if other := other_physics(policy_header):
+        print(f"the policy was trained with {other}; its evaluation is that of the simulator here")
     simulator = Simulator(environment, read_arguments(environment_arguments))
     if agent.architecture.obs_dim != simulator.obs_dim:
         raise UsbpoError(

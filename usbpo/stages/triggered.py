@@ -23,7 +23,7 @@ from usbpo.agent.replay import Replay, replay_of
 from usbpo.artifacts import layout, lineage, transitions
 from usbpo.artifacts import metrics as records
 from usbpo.artifacts.checkpoints import check_architecture
-from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts.header import Header, parameters_of, require_same_physics
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError, saying
@@ -186,6 +186,7 @@ class Checks:
         self.real, self.before, last = real, len(real), header.cycle - 1
         shard_header, state = transitions.read_collector(previous_shard)
         header.takes("previous_shard", previous_shard, shard_header, last)
+        require_same_physics(previous_shard, shard_header)
         with saying(str(previous_shard)):
             collector.restore(state)
         self.device, self.steps, self.precision = devices.choose(device), steps, precision
