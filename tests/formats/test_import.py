@@ -389,7 +389,7 @@ def test_a_run_begins_with_the_first_rows_and_then_collects_from_a_new_episode(i
         ({"--steps": "81"}, "it has 80 rows, but 81 are asked for; set schedule.random_steps to 80 or fewer"),
         ({"--environment": "Hopper-v5"}, "its environment is InvertedPendulum-v5, but Hopper-v5 is asked for"),
         ({"--environment-arguments": '{"reset_noise_scale": 0.5}'}, "its environment_arguments is {}, but"),
-        ({"--cycle": "1"}, "cycle 1 collects with a policy"),
+        ({"--cycle": "1"}, "initial data take the place of random steps"),
         ({"--previous": "recording.h5"}, "initial data take the place of random steps"),
         ({"--initial-data": "none.h5"}, "none.h5: there is no such file; make it with `usbpo import`"),
         ({"--initial-data": __file__}, "no whole file of this version's `usbpo import`; make it anew with that"),

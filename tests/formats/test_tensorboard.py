@@ -281,8 +281,8 @@ def change(path: Path, **keys: Any) -> None:
         ("rollout.json", {"length": None}, "length is missing"),
         ("policy.json", {"history": [{"update": 3}]}, "is missing"),
         ("policy.json", {"updates": 0}, "cannot be used"),
-        ("policy.json", {"seed": 1}, "it is of test-pendulum, seed 1, cycle 2"),
-        ("phase2.json", {"task": "Hopper"}, "it is of Hopper, seed 0, cycle 2"),
+        ("policy.json", {"seed": 1}, "it is of test-pendulum, test-usbpo, seed 1, cycle 2"),
+        ("phase2.json", {"task": "Hopper"}, "it is of Hopper, test-usbpo, seed 0, cycle 2"),
     ],
 )
 def test_metrics_that_do_not_fit_are_named(workspace: Path, name: str, keys: dict[str, Any], said: str) -> None:

@@ -230,5 +230,5 @@ def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
     write_theory(tmp_path, files)
     source, target = (tmp_path / files.path(THEORY_ROWS, cycle) for cycle in (2, 3))
     target.write_bytes(source.read_bytes())
-    with pytest.raises(UsbpoError, match="it is of Pendulum, seed 0, cycle 2, which does not fit its folder"):
+    with pytest.raises(UsbpoError, match="it is of Pendulum, usbpo, seed 0, cycle 2, which does not fit its folder"):
         read_rows(files, 3, tmp_path)

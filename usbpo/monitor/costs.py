@@ -20,7 +20,7 @@ SMALL_FILE = 6_000
 """Bytes of a metrics file, and of what safetensors adds to its numbers, about"""
 CHECK_SECONDS = 0.02
 """A check of the event trigger: a convex hull, and the model's errors"""
-SHARD_OVERHEAD = 45_000
+SHARD_OVERHEAD = 15_000
 """Bytes that HDF5 and a simulator's state add to a shard, about"""
 
 MODEL_MLE, MODEL, POLICY, ROLLOUTS = (

@@ -226,12 +226,12 @@ def collect(
             output cannot be written.
     """
     parameters = parameters_of(locals())
+    if initial_data is not None and (cycle > 0 or policy is not None or previous is not None):
+        raise UsbpoError(f"{initial_data}: initial data take the place of random steps; leave out --initial-data.")
     lineage.require_previous("--policy", policy, cycle, 1)
     lineage.require_previous("--previous", previous, cycle, 1)
     found = transitions.read_collector(previous) if previous is not None else None
     header = Header(transitions.KIND, task, seed, cycle, parameters, method or (found[0].method if found else UNNAMED))
-    if initial_data is not None and (cycle > 0 or policy is not None or previous is not None):
-        raise UsbpoError(f"{initial_data}: initial data take the place of random steps; leave out --initial-data.")
     simulator = Simulator(environment, read_arguments(environment_arguments))
     check_episodes(episodes, simulator)
     actor = random_actor(simulator.act_dim)
