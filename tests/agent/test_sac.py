@@ -544,3 +544,22 @@ def test_a_diverging_update_says_so_and_writes_nothing(files: Path, tmp_path: Pa
     with pytest.raises(UsbpoError, match=r"diverged.*learning_rate"):
         run(files, tmp_path / "out", learning_rate=1e30)
     assert not (tmp_path / "out").exists()
+
+
+def test_critics_far_from_any_return_are_noticed_while_all_is_finite(
+    files: Path, tmp_path: Path, make_agent: Callable[..., Agent], make_header: Callable[..., Header]
+) -> None:
+    agent = make_agent()
+    agent.critics[f"bias.{agent.architecture.hidden_layers}"] += 1e8
+    agent.save(tmp_path / "far.safetensors", make_header("policy", cycle=0))
+    said = r"cycle 1: the policy update diverged: q_real, the critics' mean value, is 1e\+08, but the rewards allow"
+    with pytest.raises(UsbpoError, match=said):
+        run(files, tmp_path / "out", previous_policy=tmp_path / "far.safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_largest_reward_is_of_all_rows(make_transitions: Callable[..., Transitions]) -> None:
+    real, model = make_transitions(50), make_transitions(300, seed=1)
+    for batch, row, reward in ((real, 7, -9.0), (model, 299, 12.0)):
+        batch.rewards[row] = reward
+        assert replay_of(real, model, CPU, room=5).largest_reward() == abs(reward)

@@ -70,8 +70,8 @@ def modelled_otherwise(path: Path) -> None:
 
 
 def replaced_by(source: str) -> Callable[[Path], None]:
-    """By another file of the workspace, whose folder is five levels above data/runs/…/NNNNN/FILE."""
-    return lambda path: shutil.copyfile(path.parents[5] / source, path) and None
+    """By another file of the workspace, whose folder is six levels above/…/NNNNN/FILE."""
+    return lambda path: shutil.copyfile(path.parents[6] / source, path) and None
 
 
 def with_parameter(name: str, value: object) -> Callable[[Path], None]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from helpers.artifacts import of_cycle
+from helpers.artifacts import of_cycle, reheaded
 
+from usbpo.agent import sac
 from usbpo.agent.sac import Agent
 from usbpo.artifacts import transitions
 from usbpo.artifacts.header import Header
@@ -225,8 +227,8 @@ def _without_collector(folder: Path, shard: Path) -> Path:
 def evaluated(path: Path, policy: Path, **changes: Any) -> dict[str, np.ndarray[Any, Any]]:
     arguments = {"task": "Hopper", "environment": "Hopper-v5", "episodes": 3, "seed": 0, "cycle": 4}
     arguments |= changes
-    of_cycle(policy, arguments["cycle"])
-    evaluate(**{"policy": policy, "output": path, "on_policy_steps": 1000}, **arguments)
+    own = of_cycle(Path(shutil.copy(policy, path.with_name("own.safetensors"))), arguments["cycle"])
+    evaluate(**{"policy": own, "output": path, "on_policy_steps": 1000}, **arguments)
     with h5py.File(path) as file:
         assert file.attrs["on_policy_steps"] == 1000
         return {name: values[()] for name, values in file.items()}
@@ -260,3 +262,45 @@ def test_evaluation_of_another_tasks_policy_is_refused_in_one_sentence(hopper: d
     with pytest.raises(UsbpoError, match="11 observations"):
         evaluated(tmp_path / "out.h5", hopper["policy"], environment="Walker2d-v5")
     assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.fixture
+def diverged(hopper: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A policy whose numbers are finite and whose actions are not."""
+    header, agent = sac.load(hopper["policy"])
+    for layer in range(3):
+        agent.actor[f"weight.{layer}"] *= 1e38
+    path = tmp_path / "diverged.safetensors"
+    agent.save(path, header)
+    return {**hopper, "policy": path}
+
+
+def test_a_policy_whose_actions_are_nan_is_noticed_where_it_acts(diverged: dict[str, Any], tmp_path: Path) -> None:
+    said = "an action of the policy is NaN, so it has diverged; lower policy.learning_rate"
+    with pytest.raises(UsbpoError, match=f"cycle 1: {said}"):
+        collect(**diverged, output=tmp_path / "out.h5", steps=20, cycle=1)
+    with pytest.raises(UsbpoError, match=f"cycle 0: {said}"):
+        evaluated(tmp_path / "out.h5", diverged["policy"], cycle=0)
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_a_run_goes_on_in_no_other_simulator(hopper: dict[str, Any], tmp_path: Path) -> None:
+    previous = Path(shutil.copy(hopper["previous"], tmp_path))
+    reheaded(previous, versions={**read(previous)[0].versions, "mujoco": "2.0.0"})
+    with pytest.raises(UsbpoError, match=r"collected with mujoco 2.0.0 \(here .*\), and a run has one simulator"):
+        collect(**{**hopper, "previous": previous}, output=tmp_path / "out.h5", steps=20, cycle=1)
+
+
+def test_a_collectors_state_of_something_else_is_refused(hopper: dict[str, Any], tmp_path: Path) -> None:
+    previous = tmp_path / "00000.h5"
+    header, rows = read(hopper["previous"])
+    _, state = read_collector(hopper["previous"])
+    for name, values in (
+        ("observation", state["observation"][:-1]),
+        ("action_generator", state["action_generator"].astype(np.int64)),
+        ("elapsed_steps", np.zeros(2, np.int64)),
+        ("environment_generator", state["environment_generator"][:5]),
+    ):
+        transitions.write(previous, header, rows, {**state, name: values})
+        with pytest.raises(UsbpoError, match=rf"00000.h5: its collector's state has no {name} of \d+ numbers"):
+            collect(**{**hopper, "previous": previous}, output=tmp_path / "out.h5", steps=20, cycle=1)

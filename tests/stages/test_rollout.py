@@ -20,6 +20,7 @@ from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.terminations import TERMINATIONS, Termination, never
 from usbpo.errors import UsbpoError
+from usbpo.model import ensemble as ensembles
 from usbpo.model.ensemble import Ensemble, predict_one_member
 from usbpo.numerics.optimizer import Params
 from usbpo.stages import rollout as stage
@@ -156,6 +157,18 @@ def test_rows_without_a_finite_prediction_end_their_branch_and_are_left_out(
     assert len(made) == 200 - lost
     assert np.isfinite(made.next_observations).all()
     assert np.isfinite(made.rewards).all()
+
+
+def test_a_model_that_predicts_no_number_for_many_rows_is_refused(
+    files: Path, tmp_path: Path, make_header: Callable[..., Header]
+) -> None:
+    _, model = ensembles.load(files / "model.safetensors")
+    model.params["bias.0"][int(model.elites[0])] = 3e38
+    model.params["weight.1"][int(model.elites[0])] = 3e38
+    model.save(files / "model.safetensors", make_header("model"))
+    with pytest.raises(UsbpoError, match=r"cycle 1: the model predicts NaN or infinity for \d+ of \d+ rows, .*; lower"):
+        run(files, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_diverged_model_is_refused_in_one_sentence(model: Ensemble, make_agent: Callable[..., Agent]) -> None:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from helpers.artifacts import edited, with_value
+from helpers.artifacts import edited, of_cycle, reheaded, with_value
 from helpers.workflow import (
     EXPERIMENT,
     FOLDERS,
@@ -106,32 +106,31 @@ def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         hopper = [*("--task", "Hopper"), *("--environment", "Hopper-v5"), *("--steps", "30"), *("--cycle", "0")]
         seed_1 = replaced(replaced(command_of("collect"), "--policy"), "--previous")
+        seed_1 = replaced(replaced(seed_1, "--seed", "1"), "--cycle", "0")
         phase1 = replaced(replaced(command_of("phase1"), "--previous-model"), "--metrics", "out/m.json")
+        initialise = command_of("initialise")
+
+        def first(words: list[str], data: str, output: str) -> list[str]:
+            """A stage of cycle 0 on other data."""
+            words = replaced(replaced(words, "--data", data), "--output", output)
+            return replaced(words, "--cycle", "0") if "--cycle" in words else words
+
         for words in [
             ["collect", "--output", "bad/hopper.h5", "--seed", "0", *hopper],
-            replaced(
-                replaced(command_of("initialise"), "--data", "bad/hopper.h5"),
-                "--output",
-                "bad/hopper-policy.safetensors",
-            ),
-            replaced(replaced(phase1, "--data", "bad/hopper.h5"), "--output", "bad/hopper-model.safetensors"),
-            replaced(replaced(replaced(seed_1, "--seed", "1"), "--cycle", "0"), "--output", "bad/seed-1.h5"),
-            replaced(
-                replaced(command_of("initialise"), "--data", "bad/seed-1.h5"),
-                "--output",
-                "bad/seed-1-policy.safetensors",
-            ),
-            replaced(
-                replaced(replaced(phase1, "--data", "bad/seed-1.h5"), "--output", "bad/seed-1-model.safetensors"),
-                "--seed",
-                "1",
-            ),
-            replaced(
-                replaced(command_of("initialise"), "--hidden-size", "24"), "--output", "bad/wide-policy.safetensors"
-            ),
-            replaced(replaced(phase1, "--hidden-size", "24"), "--output", "bad/wide-model.safetensors"),
+            first(initialise, "bad/hopper.h5", "bad/hopper-policy.safetensors"),
+            first(phase1, "bad/hopper.h5", "bad/hopper-model.safetensors"),
+            replaced(seed_1, "--output", "bad/seed-1.h5"),
+            first(initialise, "bad/seed-1.h5", "bad/seed-1-policy.safetensors"),
+            replaced(first(phase1, "bad/seed-1.h5", "bad/seed-1-model.safetensors"), "--seed", "1"),
+            first([*initialise, "--hidden-size", "24"], FIRST, "bad/wide-policy.safetensors"),
+            first([*phase1, "--hidden-size", "24"], FIRST, "bad/wide-model.safetensors"),
         ]:
             assert cli.main(words) == 0, words
+        for wide in ("policy", "model"):
+            of_cycle(bad / f"wide-{wide}.safetensors", 1)
+            for name, changes in (("late", {"cycle": 2}), ("mbpo", {"method": "test-mbpo"})):
+                copy = shutil.copy(bad / f"wide-{wide}.safetensors", bad / f"{name}-wide-{wide}.safetensors")
+                reheaded(copy, **changes)
         state = {"estimate": 0.1, "error_sum": 0.2, "steps": 10, "reference_volume": 0.3}
         header = Header("trigger", "test-pendulum", 0, 1, method="test-usbpo")
         metrics.write(bad / "trigger.json", header, {"checks": [], "state": state}, "")
@@ -277,7 +276,10 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("/proc/nowhere/m.json", "the folder /proc/nowhere cannot be written .*; choose another")
     ],
     ("phase2", "--model-mle"): [
-        ("bad/wide-model.safetensors", "hidden_size is 16, but 24 is expected; give the checkpoint of this task and"),
+        (
+            "bad/late-wide-model.safetensors",
+            "hidden_size is 16, but 24 is expected; give the checkpoint of this task and",
+        ),
     ],
     ("phase2", "--previous-model"): [("bad/seed-1-model.safetensors", OF_SEED_1)],
     ("phase2", "--rollouts"): [
@@ -303,7 +305,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("evaluate", "--environment"): [
         ("Hopper-v5", "the policy takes 4 observations, but Hopper-v5 has 11; give a policy of this task"),
     ],
-    ("theory", "--policy"): [("bad/wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
+    ("theory", "--policy"): [("bad/late-wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
     ("theory", "--previous-model"): [("bad/hopper-model.safetensors", OF_HOPPER)],
     ("theory", "--model-mle"): [(f"{OF_USBPO}/00002/policy.safetensors", "its kind is policy, but model is expected")],
     ("theory", "--rollouts"): [("bad/nan-rollouts.h5", f"actions {NAN}")],
@@ -673,7 +675,7 @@ PAIRS: dict[str, tuple[tuple[str, Any, str], tuple[str, Any, str]]] = {
         ("data/00001.h5", cut, "data/00001.h5: .* cut short or damaged"),
         (
             "00001/policy.safetensors",
-            put("bad/wide-policy.safetensors"),
+            put("bad/mbpo-wide-policy.safetensors"),
             "00001/policy.safetensors: .* hidden_size is 24, but 16",
         ),
     ),
@@ -697,7 +699,7 @@ PAIRS: dict[str, tuple[tuple[str, Any, str], tuple[str, Any, str]]] = {
         ("00002/policy.safetensors", cut, "00002/policy.safetensors: .* cut short or damaged"),
         (
             "00001/model-mle.safetensors",
-            put("bad/wide-model.safetensors"),
+            put("bad/mbpo-wide-model.safetensors"),
             "model-mle.safetensors: .* hidden_size is 24, but 16",
         ),
     ),
