@@ -3,9 +3,14 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
+from usbpo.workspace import configfiles
+from usbpo.workspace.snakemake_inside import configuration_files
+
+# For the file below, whichever logger Snakemake was given.
+configfiles.read_as_data()
 
 # An experiment given by --configfile stands alone; only without one is the default experiment read.
-if not workflow.overwrite_configfiles:
+if not configuration_files(workflow):
 
     configfile: "config/config.yaml"
 
@@ -50,5 +55,6 @@ onstart:
 
 onsuccess:
     check_restored()
+    check_left_out()
     if not PLAN.experiment.only and not PLAN.left_behind():
         logger.info(f"The results of the experiment are in {RESULTS}/; `usbpo status` lists the runs.")

@@ -150,7 +150,7 @@ def times(obs_dim: int, act_dim: int, calls: int, place: torch.device, turns: in
 def forked_child_has_cuda() -> bool:
     """Whether a child of a process that has imported everything and taken a step on the CPU can use the GPU.
 
-    The warm worker forks such children (usbpo/worker/server.py). To be asked before this process touches CUDA.
+    The warm worker forks such children (usbpo/worker/stage_process.py). To be asked before this process touches CUDA.
     """
     agent = sac.new_agent(sac.Architecture(2, 1, 1, 4), torch.Generator().manual_seed(0))
     Learner(agent, rows=4, real=2, **CONSTANTS).update()

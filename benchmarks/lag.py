@@ -32,8 +32,9 @@ from usbpo.artifacts import layout, transitions
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator
-from usbpo.experiment.config import RunConfig, load_run
-from usbpo.experiment.plan import Run
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run import Run
+from usbpo.experiment.run_config import RunConfig
 from usbpo.numerics import device as devices
 from usbpo.numerics.optimizer import Params, moved
 from usbpo.numerics.seeding import seed_sequence, torch_generator

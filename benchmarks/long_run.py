@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from usbpo.artifacts import blocks, layout
 from usbpo.artifacts.files import write_text
 from usbpo.environments.tasks import Simulator
-from usbpo.experiment.config import load_run
-from usbpo.experiment.plan import Run
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run import Run
 from usbpo.experiment.sizes import Sizes
 from usbpo.report import drawing
 

@@ -55,6 +55,8 @@ MINIBATCH, BATCH, STARTS, HOLDOUT, REAL_ROWS = 256, 1024, 100_000, 5000, 20_000
 WEIGHT_DECAY, PENALTY = [2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4], 0.01
 ARCHITECTURE = Architecture(OBS_DIM, ACT_DIM, MEMBERS, ELITES, LAYERS, WIDTH)
 POLICY = sac.Architecture(OBS_DIM, ACT_DIM, 2, 256)
+FORMS = [("as_written", "fixed"), ("as_written", "moving"), ("as_released", "moving")]
+"""`loss` and `stand_in` of phase 2"""
 
 
 class Work(NamedTuple):
@@ -66,6 +68,11 @@ class Work(NamedTuple):
     run: Callable[[], object]
     plain: str | None = None
     """Name of the work that is its plain form"""
+
+
+def said(form: tuple[str, str]) -> str:
+    """A form of the objective as the table names it."""
+    return " ".join((form[0].replace("_", " "), *form[1:])) if form[0] == "as_written" else "as released"
 
 
 def products(sizes: list[int], rows: int) -> float:
@@ -136,7 +143,7 @@ def works(on: Setting) -> list[Work]:
         found.append(Work("phase-1 minibatch, no graph", flops, step.once, "phase-1 minibatch, plain"))
     if devices.has_kernels(on.device):
         keys = {"learning_rate": 1e-3, "weight_decay": WEIGHT_DECAY, "log_variance_penalty": PENALTY}
-        fit = fit_for(on.m2.params, on.m2.mle, on.inputs, on.targets, **keys)
+        fit = fit_for(on.m2.params, on.m2.mle, on.inputs, on.targets, batch_size=MINIBATCH, **keys)
         found.append(Work("phase-1 minibatch, fused", flops, lambda: fit.take(on.index), "phase-1 minibatch, plain"))
     found.append(Work("phase-1 minibatch, plain", flops, lambda: plain.take(on.index)))
     held_out = on.inputs[:HOLDOUT], on.targets[:HOLDOUT]
@@ -146,8 +153,8 @@ def works(on: Setting) -> list[Work]:
     found.append(Work("hold-out error, plain", flops, lambda: plain_model.holdout_mse(on.m2, params, *held_out)))
 
     # Phase 2: M1 on the rows, a step, and the value on the validation rows, for which M1 is remembered.
-    for loss in ("as_written", "as_released"):
-        tuning = phase2.FineTuning(on.m1, on.m2, loss)
+    for form in FORMS:
+        tuning = phase2.FineTuning(on.m1, on.m2, *form)
         adam = Adam(tuning.params, 1e-4)
         descent = phase2.Descent(tuning, adam, BATCH, "shift+bias")
         remembered = tuning.compared(on.rows)
@@ -173,7 +180,7 @@ def works(on: Setting) -> list[Work]:
             tuning.compared(on.rows)
             descent.once()
 
-        autograd = plain_model.PlainDescent(on.m1, on.m2, loss, 1e-4, "shift+bias")
+        autograd = plain_model.PlainDescent(on.m1, on.m2, form, 1e-4, "shift+bias")
 
         def theirs(autograd: plain_model.PlainDescent = autograd) -> None:
             autograd.step(on.rows)
@@ -181,8 +188,9 @@ def works(on: Setting) -> list[Work]:
         def their_value(autograd: plain_model.PlainDescent = autograd) -> Tensor:
             return autograd.value(on.rows)
 
-        flops = BATCH * (MEMBERS * TRAINING + MEMBERS * FORWARD + FORWARD)
-        name, plain_name = f"phase-2 step, {loss}", f"phase-2 step, {loss}, plain"
+        # The stand-in that is fixed is one more forward of all members.
+        flops = BATCH * (MEMBERS * TRAINING + (2 if tuning.fixed else 1) * MEMBERS * FORWARD + FORWARD)
+        name, plain_name = f"phase-2 step, {said(form)}", f"phase-2 step, {said(form)}, plain"
         found.append(Work(name, flops, whole(ours, watched), plain_name))
         if cuda:
             found.append(Work(f"{name}, no graph", flops, whole(eager, value), plain_name))
@@ -303,8 +311,8 @@ def agreement(on: Setting) -> Iterable[str]:
         minibatch = at.inputs[at.index], at.targets[at.index]
         return plain_model.negative_log_likelihood(params, *minibatch, [0.0] * 5, PENALTY)
 
-    def objective(at: Setting, params: Params, loss: str) -> Tensor:
-        return plain_model.objective(at.m1, at.m2, params, loss, at.rows).of("shift+bias")
+    def objective(at: Setting, params: Params, form: tuple[str, str]) -> Tensor:
+        return plain_model.objective(at.m1, at.m2, params, form, at.rows).of("shift+bias")
 
     def told(what: str, found: Params, loss: Callable[[Setting, Params], Tensor]) -> str:
         expected, plain = (plain_model.gradients(at.m2.params, partial(loss, at)) for at in (exact, on))
@@ -313,11 +321,11 @@ def agreement(on: Setting) -> Iterable[str]:
     adam = Adam(copied(on.m2.params), 0.0)
     LikelihoodStep(adam.params, adam, on.inputs, on.targets, MINIBATCH, PENALTY, on.m2.products).take(on.index)
     yield told("gradient of phase 1", adam.gradients, likelihood)
-    for loss in ("as_written", "as_released"):
-        tuning = phase2.FineTuning(on.m1, on.m2, loss)
+    for form in FORMS:
+        tuning = phase2.FineTuning(on.m1, on.m2, *form)
         adam = Adam(tuning.params, 0.0)
         phase2.Descent(tuning, adam, BATCH, "shift+bias").step(tuning.compared(on.rows))
-        yield told(f"gradient of phase 2, {loss}", adam.gradients, partial(objective, loss=loss))
+        yield told(f"gradient of phase 2, {said(form)}", adam.gradients, partial(objective, form=form))
     found = predict_one_member(on.m2, on.members, on.starts, on.actions)
     with torch.no_grad():
         drawn = plain_model.one_member_predictions(
@@ -333,7 +341,7 @@ def _same_bits(on: Setting) -> bool:
     for graph in (True, False):
         adam = Adam(copied(on.m2.params), 1e-3)
         step = LikelihoodStep(adam.params, adam, on.inputs, on.targets, MINIBATCH, PENALTY, on.m2.products)
-        tuning = phase2.FineTuning(on.m1, on.m2, "as_written")
+        tuning = phase2.FineTuning(on.m1, on.m2, *FORMS[0])
         tuned = Adam(tuning.params, 1e-4)
         descent = phase2.Descent(tuning, tuned, BATCH, "shift+bias")
         step.take(on.index)
@@ -349,8 +357,11 @@ def _same_bits(on: Setting) -> bool:
     return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def whole_phases(on: Setting) -> Iterable[str]:
-    """Time of the loops of phase 1 and phase 2, as the stages run them, on the same clock as the table."""
+def whole_phases(on: Setting, repetitions: int) -> Iterable[str]:
+    """Time of the loops of phase 1 and phase 2, as the stages run them, on the same clock as the table.
+
+    Phase 2 in all its forms by turns, medians of `repetitions`.
+    """
     clock = time.perf_counter if on.device.type == "cuda" else time.process_time
     training = phase1.ModelData(on.inputs, on.targets)
     holdout = phase1.ModelData(on.inputs[:HOLDOUT], on.targets[:HOLDOUT])
@@ -362,15 +373,18 @@ def whole_phases(on: Setting) -> Iterable[str]:
             log_variance_penalty=PENALTY, min_improvement=0.01, patience=5, max_epochs=count,
         )  # fmt: skip
         yield f"{what} on {REAL_ROWS:,} rows: {clock() - begun:.2f} s"
-    for loss in ("as_written", "as_released"):
-        tuning = phase2.FineTuning(on.m1, _converted(on.m2, torch.float32), loss)
-        begun = clock()
+    ends: dict[tuple[str, str], tuple[float, float]] = {}
+
+    def fine_tune(form: tuple[str, str]) -> None:
+        tuning = phase2.FineTuning(on.m1, _converted(on.m2, torch.float32), *form)
         values, best, _ = phase2.fine_tune(
-            tuning, lambda: on.rows, on.rows, learning_rate=1e-4, batch_size=BATCH, max_steps=100, min_improvement=1e-4,
-            patience=100, terms="shift+bias",
+            tuning, lambda: on.rows, tuning.compared(on.rows), learning_rate=1e-4, batch_size=BATCH, max_steps=100,
+            min_improvement=1e-4, patience=100, terms="shift+bias",
         )  # fmt: skip
-        taken = clock() - begun
-        yield f"100 steps of phase 2, {loss}: {taken:.2f} s ({values[0]:.4g} → {values[best]:.4g})"
+        ends[form] = values[0], values[best]
+
+    for form, taken in zip(FORMS, timed([partial(fine_tune, f) for f in FORMS], repetitions, on.device), strict=True):
+        yield f"100 steps of phase 2, {said(form)}: {taken:.2f} s ({ends[form][0]:.4g} → {ends[form][1]:.4g})"
 
 
 def main() -> None:
@@ -379,6 +393,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products between hidden layers")
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--phases", type=int, default=3, help="repetitions of whole phases 2")
     parser.add_argument("--no-phases", action="store_true", help="leave out whole phases")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -410,7 +425,7 @@ def main() -> None:
         print(f"{work.name:38}{numbers}{faster:>12}")
     if not options.no_phases:
         print()
-        for line in whole_phases(on):
+        for line in whole_phases(on, options.phases):
             print(line)
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 from usbpo.agent import sac
 from usbpo.model.ensemble import BOUNDS, Ensemble, bounded, negative_log_likelihood, raw_outputs, standardise
 from usbpo.model.passes import layer_count
-from usbpo.model.wasserstein import LOSSES, Objective
+from usbpo.model.wasserstein import Objective, as_released, as_written
 from usbpo.numerics.optimizer import Params, trainable
 from usbpo.stages.phase2 import Rows
 
@@ -85,34 +85,44 @@ def one_member_predictions(
     return mean, std
 
 
-def objective(m1: Ensemble, m2: Ensemble, params: Params, loss: str, rows: Rows) -> Objective:
-    """Shift and bias in raw units of (reward, s'); differentiable in `params`, which are those of M2."""
+def objective(m1: Ensemble, m2: Ensemble, params: Params, form: tuple[str, str], rows: Rows) -> Objective:
+    """Shift and bias in raw units of (reward, s'); differentiable in `params`, which are those of M2 in training.
+
+    Args:
+        m2: before training, which is the stand-in for M* that is fixed.
+        form: `loss` and `stand_in`, as in `FineTuning`.
+    """
+    loss, stand_in = form
     released = loss == "as_released"
     bounds = {name: params[name] for name in BOUNDS} if released else {}
     first = one_member_predictions(
         m1.params | bounds, m2 if released else m1, rows.members1, rows.observations, rows.actions
     )
-    return LOSSES[loss](first, predictions(params, m2, rows.observations, rows.actions), rows.members2)
+    second = predictions(params, m2, rows.observations, rows.actions)
+    if released:
+        return as_released(first, second, rows.members2)
+    m_star = predictions(m2.params, m2, rows.observations, rows.actions) if stand_in == "fixed" else None
+    return as_written(first, second, rows.members2, m_star)
 
 
 class PlainDescent:
     """A step of phase 2 by autograd and `torch.optim.Adam`, and the value that is watched."""
 
-    def __init__(self, m1: Ensemble, m2: Ensemble, loss: str, learning_rate: float, terms: str) -> None:
-        self.m1, self.m2, self.loss, self.terms = m1, m2, loss, terms
+    def __init__(self, m1: Ensemble, m2: Ensemble, form: tuple[str, str], learning_rate: float, terms: str) -> None:
+        self.m1, self.m2, self.form, self.terms = m1, m2, form, terms
         self.params = trainable(m2.params)
         self.adam = torch.optim.Adam(list(self.params.values()), lr=learning_rate, fused=True)
 
     def step(self, rows: Rows) -> None:
         """One step on the rows."""
         self.adam.zero_grad()
-        objective(self.m1, self.m2, self.params, self.loss, rows).of(self.terms).backward()  # type: ignore[no-untyped-call]
+        objective(self.m1, self.m2, self.params, self.form, rows).of(self.terms).backward()  # type: ignore[no-untyped-call]
         self.adam.step()
 
     @torch.no_grad()
     def value(self, rows: Rows) -> Tensor:
         """The objective on the rows."""
-        return objective(self.m1, self.m2, self.params, self.loss, rows).of(self.terms)
+        return objective(self.m1, self.m2, self.params, self.form, rows).of(self.terms)
 
 
 @torch.no_grad()

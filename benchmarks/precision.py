@@ -26,7 +26,9 @@ import torch
 from usbpo.artifacts import transitions
 from usbpo.artifacts.files import read_json
 from usbpo.artifacts.header import Header
-from usbpo.experiment.config import FOLDERS, RunConfig, load_run
+from usbpo.experiment.layers import FOLDERS
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run_config import RunConfig
 from usbpo.model.ensemble import Architecture, Ensemble, choose_elites, holdout_mse, load, new_ensemble
 from usbpo.model.passes import number_type
 from usbpo.numerics.seeding import torch_generator
@@ -134,7 +136,10 @@ class Seed:
         rows = Rows(torch.from_numpy(batch.observations)[some], torch.from_numpy(batch.actions)[some], *drawn)
 
         def terms(model: Ensemble) -> dict[str, float]:
-            tuning = FineTuning(m1, model, config.phase2.loss if config.phase2 else "")
+            keys = config.phase2
+            assert keys is not None
+            tuning = FineTuning(m1, m2, keys.loss, keys.stand_in)
+            tuning.params = model.params
             shift, bias = (float(value) for value in tuning.objective(tuning.compared(rows)))
             return {"shift": shift, "bias": bias, "sum": shift + bias}
 

@@ -18,7 +18,7 @@ from pipeline import commands, in_one_process, workspace
 from torch.profiler import ProfilerActivity, profile
 
 from usbpo.commands import cli
-from usbpo.experiment.config import load_run
+from usbpo.experiment.loading import load_run
 
 
 def cycle_of(words: list[str]) -> int | None:

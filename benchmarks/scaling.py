@@ -25,9 +25,11 @@ import yaml
 
 from usbpo.artifacts import layout
 from usbpo.environments.tasks import Simulator
-from usbpo.experiment.config import FOLDERS, read_yaml
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.layers import FOLDERS
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
 from usbpo.experiment.sizes import Sizes
+from usbpo.experiment.yaml_files import read_yaml
 from usbpo.monitor.costs import ROLLOUTS, bytes_by_size
 
 REPOSITORY = Path(__file__).resolve().parent.parent

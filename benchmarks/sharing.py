@@ -19,7 +19,7 @@ from pathlib import Path
 
 from usbpo.artifacts.files import sha256
 from usbpo.artifacts.layout import PROVENANCE
-from usbpo.workspace import provenance
+from usbpo.workspace import provenance, snakemake_inside
 
 FOLDER = "data/runs/T/M/seed-0"
 KINDS = ("model", "policy", "evaluation", "theory", "phase1")
@@ -55,12 +55,12 @@ def files(folder: Path, count: int, kilobytes: int, first: int = 0) -> dict[str,
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(os.urandom(1024 * kilobytes))
         read = [f"{FOLDER}/data/{other:05d}.h5" for other in range(12)]
-        record = dict.fromkeys(provenance.KEPT) | {
+        record = dict.fromkeys(snakemake_inside.KEPT) | {
             "rule": KINDS[number % len(KINDS)],
             "input": read,
             "shellcmd": f"usbpo {number} " + "--option value " * 30,
             "params": ["'--option value'" * 20],
-            "record_format_version": provenance.format_number(),
+            "record_format_version": snakemake_inside.format_number(),
             "input_checksums": {
                 f"{FOLDER}/data/{other:05d}.h5": f"sha256:{os.urandom(32).hex()}" for other in range(12)
             },

@@ -273,7 +273,7 @@ def peer_configuration(settings: dict[str, Any], environment: Any) -> dict[str, 
 
 def settings_of(steps: int, epochs: int) -> dict[str, Any]:
     """The numbers of our configuration that both programs are given."""
-    from usbpo.experiment.config import load_run
+    from usbpo.experiment.loading import load_run
 
     config = load_run(TASK, METHOD, (Path(__file__).resolve().parents[1] / "config",))
     assert config.model is not None

@@ -9,7 +9,7 @@ import pytest
 
 from usbpo.artifacts import fingerprint as fingerprints
 from usbpo.artifacts.fingerprint import code_alone, fingerprint
-from usbpo.commands.cli import SECTIONS
+from usbpo.commands.stage_verbs import SECTIONS
 
 SOURCE = '''"""A module."""
 

@@ -12,10 +12,11 @@ import pytest
 from helpers.workflow import BIN, MBPO, USBPO, environment, finished_workspace
 
 import usbpo
-from usbpo.commands import cli
+from usbpo.commands import cli, stage_verbs, user_verbs
 from usbpo.stages import STAGES
+from usbpo.worker.verb import worker
 
-USER_VERBS = ("status", "inspect", "results", "publish", "check-task", "schema", "worker")
+USER_VERBS = {verb.__name__.replace("_", "-"): verb for verb in (*user_verbs.VERBS, worker)}
 OF_USBPO, OF_MBPO = f"data/runs/{USBPO}", f"data/runs/{MBPO}"
 
 
@@ -33,31 +34,31 @@ def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def said_by(capfd: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
     """What a command prints on both streams."""
-    assert cli.main(list(argv)) == code
+    assert cli.main(list(argv), also=[worker]) == code
     captured = capfd.readouterr()
     return captured.out + captured.err
 
 
 def test_stages_are_the_same_for_command_line_and_warm_worker() -> None:
-    assert set(cli.SECTIONS) == STAGES
+    assert tuple(stage_verbs.SECTIONS) == STAGES
 
 
 def test_help_lists_every_verb_with_what_it_does(capfd: pytest.CaptureFixture[str]) -> None:
     said = said_by(capfd, "--help")
-    for verb in (*cli.SECTIONS, *USER_VERBS):
+    for verb in (*stage_verbs.SECTIONS, *USER_VERBS):
         assert re.search(rf"│ {verb} +\w.*\w", said), verb
 
 
-@pytest.mark.parametrize("stage", cli.SECTIONS)
+@pytest.mark.parametrize("stage", stage_verbs.SECTIONS)
 def test_help_of_a_stage_describes_every_argument(capfd: pytest.CaptureFixture[str], stage: str) -> None:
     said = said_by(capfd, stage, "--help")
-    for name in inspect.signature(cli._stage_function(stage)).parameters:
+    for name in inspect.signature(stage_verbs.stage_function(stage)).parameters:
         assert re.search(rf"--{name.replace('_', '-')} +<.*> .*[A-Za-z]{{3}}", said), name
 
 
 @pytest.mark.parametrize("verb", USER_VERBS)
 def test_help_of_a_users_verb_describes_it(capfd: pytest.CaptureFixture[str], verb: str) -> None:
-    assert getattr(cli, verb.replace("-", "_")).__doc__ in said_by(capfd, verb, "--help")
+    assert USER_VERBS[verb].__doc__ in said_by(capfd, verb, "--help")
 
 
 def test_a_key_with_a_default_need_not_be_given_by_hand(capfd: pytest.CaptureFixture[str]) -> None:
@@ -197,13 +198,13 @@ def test_inspect_names_arrays_in_full_in_a_narrow_pipe(finished: Path) -> None:
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The arguments with which the stage `phase1` is called; it does nothing."""
     arguments: dict[str, Any] = {}
-    signature = inspect.signature(cli._stage_function("phase1"))
+    signature = inspect.signature(stage_verbs.stage_function("phase1"))
 
     def phase1(**given: Any) -> None:
         arguments.update(given)
 
     phase1.__signature__ = signature  # type: ignore[attr-defined]
-    monkeypatch.setattr(cli, "_stage_function", lambda _: phase1)
+    monkeypatch.setattr(stage_verbs, "stage_function", lambda _: phase1)
     cli._command.cache_clear()
     yield arguments
     cli._command.cache_clear()

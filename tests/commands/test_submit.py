@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.workflow import BIN, EXPERIMENT, MBPO, USBPO, Ended, environment, finished_workspace
+from helpers.workflow import BIN, EXPERIMENT, MBPO, USBPO, Ended, ended, environment, finished_workspace
 
-from usbpo.commands import cli, submit
-from usbpo.experiment.config import read_yaml
+from usbpo.commands import batch_scripts, cli
+from usbpo.commands import slurm as slurms_commands
+from usbpo.experiment.yaml_files import read_yaml
 from usbpo.monitor.estimate import Line
 
 SBATCH = """#!/bin/sh
@@ -97,7 +98,7 @@ def test_each_task_and_method_is_an_array_and_a_last_job_draws_the_results(
     assert done.code == 0, done.said
     usbpo, mbpo, results = submitted(slurm)
     named = [f"test-pendulum/test-usbpo/seed-{seed}" for seed in range(5)]
-    assert submit.runs_of(usbpo) == [named[:2], named[2:4], named[4:]]
+    assert batch_scripts.runs_of(usbpo) == [named[:2], named[2:4], named[4:]]
     said = directives(usbpo)
     assert said["job-name"] == "usbpo-test-pendulum-test-usbpo"
     assert (said["array"], said["cpus-per-task"], said["nodes"]) == ("0-2", "2", "1")
@@ -108,7 +109,7 @@ def test_each_task_and_method_is_an_array_and_a_last_job_draws_the_results(
     assert "partition" not in said
     assert directives(mbpo)["array"] == "0-2"
     assert directives(results)["dependency"] == "afterok:41:42"
-    assert submit.runs_of(results) == []
+    assert batch_scripts.runs_of(results) == []
     assert [line.split(":")[0] for line in done.said.splitlines()] == [
         "usbpo-test-pendulum-test-usbpo",
         "usbpo-test-pendulum-test-mbpo",
@@ -123,11 +124,11 @@ def test_the_command_of_a_job_is_one_that_snakemake_understands(workspace: Path,
     words = snakemake_words(script)
     assert words[0] == str(BIN / "snakemake")
     assert words[words.index("--resources") + 1 :][:2] == ["mem_mb=800", "gpu=1"]
-    done = subprocess.run([*words, "--dry-run"], cwd=workspace, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert set(re.findall(r"test-pendulum/\S+/seed-\d+", done.stdout)) == {USBPO}, "one of the four runs"
-    assert "results" not in done.stdout.split("Job stats")[1]
-    assert re.search(r"^runs +1$", done.stdout, flags=re.MULTILINE)
+    done = ended([*words, "--dry-run"], workspace)
+    assert done.code == 0, done.said
+    assert set(re.findall(r"test-pendulum/\S+/seed-\d+", done.said)) == {USBPO}, "one of the four runs"
+    assert "results" not in done.said.split("Job stats")[1]
+    assert re.search(r"^runs +1$", done.said, flags=re.MULTILINE)
 
 
 def test_runs_that_need_a_gpu_get_one(workspace: Path, slurm: Path, run: Run) -> None:
@@ -167,14 +168,14 @@ def test_only_unfinished_runs_are_submitted_again(finished: Path, tmp_path: Path
     (workspace / f"data/runs/{MBPO}/00002/policy.safetensors").unlink()
     run(workspace, str(EXPERIMENT), slurm=slurm)
     pilot, results = submitted(slurm)
-    assert submit.runs_of(pilot) == [[MBPO]]
+    assert batch_scripts.runs_of(pilot) == [[MBPO]]
     assert directives(results)["dependency"] == "afterok:41"
 
 
 def test_finished_runs_are_submitted_when_all_are_wanted(finished: Path, tmp_path: Path, slurm: Path, run: Run) -> None:
     workspace = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
     run(workspace, str(EXPERIMENT), "--all", slurm=slurm)
-    assert [submit.runs_of(script) for script in submitted(slurm)] == [[[USBPO]], [[MBPO]], []]
+    assert [batch_scripts.runs_of(script) for script in submitted(slurm)] == [[[USBPO]], [[MBPO]], []]
     assert int(directives(submitted(slurm)[0])["time"]) >= 20, "as if nothing stood"
 
 
@@ -200,15 +201,15 @@ def test_runs_in_the_queue_are_left_alone(workspace: Path, slurm: Path, run: Run
     assert "In the queue already, with 1 run: 41. A job keeps the options it was given." in done.said
     assert "cannot start" not in done.said
     first, second, results = submitted(slurm)[3:]
-    assert submit.runs_of(first) == [["test-pendulum/test-usbpo/seed-0"]]
-    assert submit.runs_of(second) == [[f"test-pendulum/test-mbpo/seed-{seed}"] for seed in (0, 1)]
+    assert batch_scripts.runs_of(first) == [["test-pendulum/test-usbpo/seed-0"]]
+    assert batch_scripts.runs_of(second) == [[f"test-pendulum/test-mbpo/seed-{seed}"] for seed in (0, 1)]
     assert directives(results)["dependency"] == "afterok:41:44:45"
 
 
 def test_results_of_very_many_jobs_are_drawn_without_planning_them(
     workspace: Path, slurm: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit, "MANY_BYTES", 1e6)
+    monkeypatch.setattr(batch_scripts, "MANY_BYTES", 1e6)
     run(workspace, experiment(workspace, returns={"test-pendulum": [20, 25]}), slurm=slurm)
     results = submitted(slurm)[-1]
     words = snakemake_words(results)
@@ -221,11 +222,11 @@ def test_results_of_very_many_jobs_are_drawn_without_planning_them(
 
 def test_a_time_limit_of_the_partition_is_kept_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     line = Line("Hopper", "mbpo", runs=2, jobs=2000, longest=7200.0)
-    assert submit.minutes(line, 1, 1, None) == 260, "twice two hours, a beginning, and whole tens of minutes"
-    assert submit.minutes(line, 4, 2, None) > 2 * 240
-    assert submit.minutes(line, 4, 4, 1000) == submit.minutes(line, 4, 4, None)
+    assert batch_scripts.minutes(line, 1, 1, None) == 260, "twice two hours, a beginning, and whole tens of minutes"
+    assert batch_scripts.minutes(line, 4, 2, None) > 2 * 240
+    assert batch_scripts.minutes(line, 4, 4, 1000) == batch_scripts.minutes(line, 4, 4, None)
     assert capsys.readouterr().out == ""
-    assert submit.minutes(line, 1, 1, 60) == 60
+    assert batch_scripts.minutes(line, 1, 1, 60) == 60
     assert "what is not finished then goes on when this command is typed again" in capsys.readouterr().out
 
 
@@ -237,8 +238,8 @@ def test_time_limits_are_read_as_slurm_writes_them(
 ) -> None:
     (slurm / "sinfo").write_text(f"#!/bin/sh\necho 'short* {limit}'\necho 'other 5:00'\n")
     monkeypatch.setenv("PATH", str(slurm), prepend=":")
-    assert submit.time_limit(None) == minutes
-    assert submit.time_limit("other") == 5
+    assert slurms_commands.time_limit(None) == minutes
+    assert slurms_commands.time_limit("other") == 5
 
 
 @pytest.mark.parametrize(

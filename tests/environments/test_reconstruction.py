@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from usbpo.environments.reconstruction import Reconstruction, reconstruction
 from usbpo.environments.tasks import Simulator
-from usbpo.experiment.config import RunConfig
+from usbpo.experiment.run_config import RunConfig
 
 FLOORS = {
     "InvertedPendulum": 1e-6,

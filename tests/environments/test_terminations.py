@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from usbpo.environments.tasks import Simulator
 from usbpo.environments.terminations import TERMINATIONS, Termination
-from usbpo.experiment.config import RunConfig, TerminationName
+from usbpo.experiment.run_config import RunConfig
+from usbpo.experiment.sections import TerminationName
 
 HEALTH_TASKS = ["Hopper", "Walker2d", "AntTruncated", "HumanoidTruncated"]
 """The tasks whose environment says by itself whether a state is healthy."""

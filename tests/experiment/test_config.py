@@ -18,16 +18,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from usbpo.commands import cli
+from usbpo.commands import cli, stage_verbs
 from usbpo.environments.terminations import TERMINATIONS
 from usbpo.errors import UsbpoError
-from usbpo.experiment import config
-from usbpo.experiment.config import Experiment, RunConfig, Section, TriggerKeys, load_experiment, load_run, read_yaml
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.experiment_config import Experiment
+from usbpo.experiment.keys import Section
+from usbpo.experiment.loading import load_experiment, load_run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
+from usbpo.experiment.run_config import RunConfig
+from usbpo.experiment.schema import SCHEMAS, json_schema
+from usbpo.experiment.sections import TerminationName, TriggerKeys
+from usbpo.experiment.yaml_files import read_yaml
 
 TASKS = sorted(path.stem for path in (REPO / "config/tasks").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (REPO / "config/algorithms").glob("*.yaml"))
-STAGES = tuple(cli.SECTIONS)
+STAGES = tuple(stage_verbs.SECTIONS)
 EXPERIMENT: dict[str, Any] = {
     "experiment": "e",
     "tasks": ["test-pendulum"],
@@ -163,6 +169,7 @@ def test_the_methods_have_the_published_constants() -> None:
         "patience": 10,
         "loss": "as_written",
         "terms": "shift+bias",
+        "stand_in": "fixed",
     }
     assert mbpo.phase2 is None
     assert usbpo.model_copy(update={"phase2": None}) == mbpo
@@ -187,11 +194,11 @@ def test_every_experiment_can_be_planned(path: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_task_goes_with_every_method(task: str, method: str) -> None:
-    jsonschema.validate(load_run(task, method, FOLDERS).model_dump(), json.loads(config.json_schema("run")))
+    jsonschema.validate(load_run(task, method, FOLDERS).model_dump(), json.loads(json_schema("run")))
 
 
 def test_terminations_of_the_configuration_are_those_that_exist() -> None:
-    assert set(get_args(config.TerminationName)) == set(TERMINATIONS)
+    assert set(get_args(TerminationName)) == set(TERMINATIONS)
 
 
 # ---- the models and the schemas ----------------------------------------------------------------------------------
@@ -219,7 +226,7 @@ def sections_of(model: type[Section]) -> Iterator[tuple[str, Any, type[Section] 
 LEAVES = {name: field for name, field, section in sections_of(RunConfig) if section is None}
 
 
-@pytest.mark.parametrize("model", config.SCHEMAS.values(), ids=config.SCHEMAS.keys())
+@pytest.mark.parametrize("model", SCHEMAS.values(), ids=SCHEMAS.keys())
 def test_every_key_says_what_it_is_in_which_unit_and_from_where(model: type[Section]) -> None:
     keys = list(sections_of(model))
     assert len(keys) > 4
@@ -238,6 +245,10 @@ BAD_EXPERIMENTS: list[dict[str, Any]] = [
     {"seeds": ["0"]},
     {"seeds": 0},
     {"seeds": [True]},
+    {"seeds": [2**63]},
+    {"experiment": "x" * 101},
+    {"tasks": ["x" * 101]},
+    {"returns": {"Hopper": [1.0] * 101}},
     {"tasks": []},
     {"tasks": "test-pendulum"},
     {"tasks": ["a/b"]},
@@ -282,8 +293,14 @@ BAD_RUNS: list[tuple[str, Any]] = [
     ("environment.termination", "my_tasks:"),
     ("environment.termination", "my_tasks.end"),
     ("environment.episodes", "end"),
-    ("environment.arguments", {"a": [1]}),
+    ("environment.id", "x" * 1001),
+    ("environment.termination", f"{'x' * 1000}:end"),
     ("environment.arguments", {"a": None}),
+    ("environment.arguments", {"a": [None]}),
+    ("environment.arguments", {"a": [[1.0]]}),
+    ("environment.arguments", {"a": {"b": 1}}),
+    ("environment.arguments", {"a": [{"b": 1}]}),
+    ("environment.arguments", [1]),
     ("environment.wibble", 1),
     ("schedule", 7),
     ("schedule", None),
@@ -305,6 +322,7 @@ BAD_RUNS: list[tuple[str, Any]] = [
     ("phase1.max_epochs", 0),
     ("phase2.loss", "as_told"),
     ("phase2.terms", "shift + bias"),
+    ("phase2.stand_in", "standing"),
     ("phase2.patience", -1),
     ("phase2", False),
     ("policy.discount", 1),
@@ -324,11 +342,13 @@ GOOD_RUNS: list[tuple[str, Any]] = [
     ("environment.termination", "my_package.tasks:ends"),
     ("environment.episodes", "end_with_cycle"),
     ("environment.arguments", {"a": 1, "b": 0.5, "c": "d", "e": True}),
+    ("environment.arguments", {"a": [0.3, 1.0], "b": ["c", "d"], "e": [], "f": [1, "g", True]}),
     ("schedule.cycle_steps", 500),
     ("phase1.learning_rate", 1),
     ("phase1.max_epochs", 7),
     ("phase2", None),
     ("phase2.terms", "bias"),
+    ("phase2.stand_in", "moving"),
     ("policy.real_ratio", 1),
     ("policy.real_ratio", 0),
     ("policy.polyak", 1.0),
@@ -351,7 +371,7 @@ def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 def accepted_by_model(name: str, content: dict[str, Any]) -> bool:
     try:
-        config.SCHEMAS[name].model_validate(content)
+        SCHEMAS[name].model_validate(content)
     except ValidationError:
         return False
     return True
@@ -470,6 +490,7 @@ def another(name: str, field: Any) -> Any:
         "phase1.max_epochs": 9,
         "phase2.loss": "as_released",
         "phase2.terms": "bias",
+        "phase2.stand_in": "moving",
         "policy.target_entropy": -3.5,
         "theory.depth": 17,
         "device": "cpu",
@@ -490,13 +511,8 @@ def with_key(section: Section, name: str, value: Any) -> Any:
 def signature(run: Run) -> dict[str, Any]:
     """All that stages are told in a run: the options of every stage and the files of every cycle."""
     cycles = range(12)
-    told: dict[str, Any] = {}
-    for method in (run.collect_options, run.rollout_options, run.evaluate_options, run.triggered_options):
-        told[method.__name__] = [method(cycle) for cycle in cycles]
-    options = (run.initialise_options, run.phase1_options, run.phase2_options, run.policy_options)
-    options = (*options, run.theory_options)
-    for option in options:
-        told[option.__name__] = option()
+    stages = ("collect", "initialise", "phase1", "phase2", "rollout", "policy", "evaluate", "theory", "triggered")
+    told: dict[str, Any] = {stage: [run.options.of(stage, cycle) for cycle in cycles] for stage in stages}
     told["initial_data"] = run.initial_data(0)
     for method in (run.models, run.model_data, run.model_data_before, run.artifacts):
         told[method.__name__] = [method(cycle) for cycle in cycles if cycle]
@@ -534,7 +550,7 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 def called_with(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The arguments with which a command line calls its stage, which does not run."""
-    function = cli._stage_function(words[0])
+    function = stage_verbs.stage_function(words[0])
     seen: dict[str, Any] = {}
 
     @functools.wraps(function)
@@ -542,7 +558,7 @@ def called_with(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         seen.update(arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "_stage_function", lambda _: stand_in)
+        patched.setattr(stage_verbs, "stage_function", lambda _: stand_in)
         cli._command.cache_clear()
         assert cli.main(words) == 0
         cli._command.cache_clear()
@@ -555,7 +571,7 @@ def test_rules_give_a_stage_every_argument_that_it_has(command_lines: list[list[
         if words[0] == "results":
             continue
         given_options = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
-        parameters = set(inspect.signature(cli._stage_function(words[0])).parameters)
+        parameters = set(inspect.signature(stage_verbs.stage_function(words[0])).parameters)
         # A check is given to the stages that a trigger calls within its own, and to no job.
         assert parameters - {"check"} == given_options, words[0]
 
@@ -579,8 +595,8 @@ def test_stages_receive_the_values_of_the_configuration(
         }
         for section in own.get(stage, [stage]):
             if section == "trigger":
-                assert {name: json.loads(seen[name]) for name in cli.WHOLE_SECTIONS if name != "phase2"} == {
-                    name: getattr(run, name).model_dump() for name in cli.WHOLE_SECTIONS if name != "phase2"
+                assert {name: json.loads(seen[name]) for name in stage_verbs.WHOLE_SECTIONS if name != "phase2"} == {
+                    name: getattr(run, name).model_dump() for name in stage_verbs.WHOLE_SECTIONS if name != "phase2"
                 }
                 checked |= {("trigger", name) for name in TriggerKeys.model_fields}
                 continue
@@ -597,12 +613,12 @@ def test_stages_receive_the_values_of_the_configuration(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_parameters_of_a_stage_are_keys_files_or_identity(stage: str) -> None:
-    parameters = inspect.signature(cli._stage_function(stage)).parameters
-    keys = {name for section in cli.SECTIONS[stage] for name in section.model_fields}
+    parameters = inspect.signature(stage_verbs.stage_function(stage)).parameters
+    keys = {name for section in stage_verbs.SECTIONS[stage] for name in section.model_fields}
     of_files = {name for name, p in parameters.items() if "Path" in str(p.annotation)}
     identity = {"task", "method", "seed", "cycle", "check", "number"}
     from_schedule = {"steps", "updates", "length", "lengths", "on_policy_steps", "retained_updates", "model_every"}
-    sections = set(cli.WHOLE_SECTIONS) if stage == "triggered" else set()
+    sections = set(stage_verbs.WHOLE_SECTIONS) if stage == "triggered" else set()
     of_environment = {"environment", "environment_arguments", "termination", "episodes"}
     assert set(parameters) <= keys | of_files | identity | from_schedule | of_environment | sections
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
@@ -639,8 +655,8 @@ def test_numbers_of_yaml_are_those_of_yaml_1_2(tmp_path: Path, text: str, value:
     [
         ("a: [1\nb: 2\n", r"a\.yaml, line 2: this is not valid YAML: .*; mend the line\."),
         ("a: 1\n\tb: 2\n", r"a\.yaml, line 2: this is not valid YAML: .*; mend the line\."),
-        ("a: 1\na: 2\n", r"a\.yaml, line 1: this is not valid YAML: the key 'a' stands twice; mend the line\."),
-        ("b:\n  a: 1\n  c: 2\n  a: 3\n", r"a\.yaml, line 2: .*the key 'a' stands twice"),
+        ("a: 1\na: 2\n", r"a\.yaml, line 2: this is not valid YAML: the key 'a' stands twice; mend the line\."),
+        ("b:\n  a: 1\n  c: 2\n  a: 3\n", r"a\.yaml, line 4: .*the key 'a' stands twice"),
         ("a: !!python/object/apply:os.getcwd []\n", r"a\.yaml, line 1: this is not valid YAML: .*; mend the line\."),
         ("- 1\n", r"a\.yaml: a mapping of keys to values is expected; see config/README\.md\."),
         ("", r"a\.yaml: a mapping of keys to values is expected; see config/README\.md\."),
@@ -745,9 +761,45 @@ SENTENCES: list[tuple[str, dict[str, Any] | str, str]] = [
     ),
     (
         "tasks/mine",
-        {"base": "test-pendulum", "environment": {"arguments": {"a": [1]}}},
-        "mine.yaml: 'environment.arguments.a' must be",
+        {"base": "test-pendulum", "environment": {"arguments": {"a": None}}},
+        "mine.yaml: 'environment.arguments.a' must be a number, a text, true or false, or a list of these, but is None",
     ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"arguments": {"a": [0.3, [1.0]]}}},
+        "mine.yaml: 'environment.arguments.a.1' must be a number, a text, true or false, but is [1.0];",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"arguments": {"a": {"b": 1}}}},
+        "mine.yaml: 'environment.arguments.a' must be a number, a text, true or false, or a list of these, but is {'b'",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"arguments": {"a": [0.7, float("inf")]}}},
+        "mine.yaml: 'environment.arguments.a.1' must be a finite number, but is inf; mend the value.",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"arguments": {"a": list(range(9000))}}},
+        "mine.yaml: environment: arguments come to 52,897 characters, but 20,000 are the most; write them into a file",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"id": "x" * 2000}},
+        "mine.yaml: 'environment.id' may have 1000 characters at most, but has 2000; shorten it.",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"episodes": "y" * 100_000}},
+        f"mine.yaml: 'environment.episodes' must be 'continue' or 'end_with_cycle', but is '{'y' * 149}…{'y' * 74}'",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "z" * 100_000: 1},
+        f"mine.yaml: unknown key '{'z' * 150}…{'z' * 75}'; see",
+    ),
+    ("tasks/mine", {"base": "b" * 5000}, "config/tasks/" + "b" * 50),
     (
         "tasks/mine",
         {"base": "test-pendulum", "schedule": {"rollout_length": {"start_length": 5}}},
@@ -764,6 +816,11 @@ SENTENCES: list[tuple[str, dict[str, Any] | str, str]] = [
         "algorithms/mine",
         {"base": "test-mbpo", "phase2": {"loss": "x"}},
         "mine.yaml: 'phase2.loss' must be 'as_written' or",
+    ),
+    (
+        "algorithms/mine",
+        {"base": "usbpo", "phase2": {"loss": "as_released"}},
+        "mine.yaml: phase2: loss: as_released has a stand-in that moves along; set stand_in: moving beside it.",
     ),
     (
         "algorithms/mine",
@@ -800,6 +857,7 @@ def test_an_error_names_the_file_the_key_and_the_fault(
         load_run(task, method, folders)
     assert said in str(caught.value)
     assert one_sentence(str(caught.value))
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_longer_circle_of_bases_is_found(folders: tuple[Path, ...]) -> None:
@@ -838,6 +896,11 @@ EXPERIMENT_SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"returns": {"Hopper": [1000, float("inf")]}}, "'returns.Hopper.1' must be a finite number, but is inf;"),
     ({"returns": {"Hopper": [1000, 3000, 1000]}}, "returns.Hopper names something twice: [1000.0, 3000.0, 1000.0]."),
     ({"wibble": 1}, "unknown key 'wibble'"),
+    ({"tasks": ["x" * 2000]}, "'tasks.0' may have 100 characters at most, but has 2000; shorten it."),
+    ({"returns": {"Hopper": [1.0] * 101}}, "'returns.Hopper' may have 100 entries at most, but has 101; shorten it."),
+    ({"seeds": [10**4000]}, "'seeds.0' must be less than 9223372036854775808, but is 1000000"),
+    ({"steps": 10**4000}, "'steps' must be less than 9223372036854775808, but is 1000000"),
+    ({"tasks": ["a"] * 1000}, "tasks names something twice: ['a', 'a', "),
 ]
 
 
@@ -847,6 +910,14 @@ def test_an_error_in_an_experiment_names_its_file_the_key_and_the_fault(change: 
         load_experiment(EXPERIMENT | change, "mine.yaml")
     assert str(caught.value).startswith(f"mine.yaml: {said}")
     assert one_sentence(str(caught.value))
+    assert len(str(caught.value)) < 1000
+
+
+def test_more_cycles_than_a_path_can_number_are_refused_before_they_are_listed() -> None:
+    with pytest.raises(UsbpoError) as caught:
+        Plan(EXPERIMENT | {"steps": 30 * 10**15}, source="mine.yaml", folders=FOLDERS)
+    assert str(caught.value).startswith("mine.yaml: steps (30000000000000000) are 1,000,000,000,000,000 cycles of")
+    assert str(caught.value).endswith("but 99,999 are the most; take 2999970 or fewer.")
 
 
 def test_steps_that_are_no_whole_number_of_cycles_are_refused_with_the_next_ones_that_are() -> None:

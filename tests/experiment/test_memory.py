@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from usbpo.agent import sac
 from usbpo.experiment import memory
-from usbpo.experiment.config import RunConfig, load_run
-from usbpo.experiment.plan import Run
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run import Run
+from usbpo.experiment.run_config import RunConfig
 from usbpo.experiment.sizes import Sizes
 from usbpo.model import ensemble
 
@@ -84,7 +85,8 @@ def test_where_the_environment_cannot_be_made_the_memory_is_a_guess() -> None:
 
 def test_snakemake_need_not_load_torch_to_know_it() -> None:
     code = (
-        "import sys; from usbpo.experiment.config import FOLDERS, load_run; from usbpo.experiment.plan import Run\n"
+        "import sys; from usbpo.experiment.layers import FOLDERS; from usbpo.experiment.loading import load_run\n"
+        "from usbpo.experiment.run import Run\n"
         "assert Run('Hopper', 'usbpo', 0, load_run('Hopper', 'usbpo', FOLDERS)).megabytes('policy', 9) > 400\n"
         "assert 'torch' not in sys.modules"
     )

@@ -14,8 +14,12 @@ from usbpo.artifacts.files import write_json
 from usbpo.artifacts.layout import BLOCK, SHARD
 from usbpo.artifacts.pulled import STATE_FILE
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import RunConfig, load_run
-from usbpo.experiment.plan import Plan, Run, as_options, check_writable, ranges
+from usbpo.experiment.checks import check_writable
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.options import as_options
+from usbpo.experiment.plan import Plan, ranges
+from usbpo.experiment.run import Run
+from usbpo.experiment.run_config import RunConfig
 
 WITH_DATA = ("phase1", "phase2", "rollout", "policy", "theory")
 """The stages that are given all of D_env."""
@@ -73,7 +77,7 @@ def test_a_method_without_phase_2_says_so_when_it_is_asked_for() -> None:
     with pytest.raises(
         UsbpoError, match=r"the method test-mbpo has no phase 2; ask for model-mle\.safetensors instead\."
     ):
-        run_of("test-mbpo").phase2_options()
+        run_of("test-mbpo").options.phase2()
 
 
 def test_a_cycle_without_a_model_update_goes_on_with_the_last_model_and_its_rollouts() -> None:
@@ -97,10 +101,10 @@ def test_the_policy_of_a_cycle_collects_the_next() -> None:
 
 def test_cycle_0_takes_the_random_steps_and_the_others_the_steps_of_a_cycle() -> None:
     run = run_of(cycle_steps=10)
-    assert run.collect_options(0).endswith("--steps 60")
-    assert run.collect_options(1).endswith("--steps 10")
-    assert run.evaluate_options(0).endswith("--on-policy-steps 0")
-    assert run.evaluate_options(7).endswith("--on-policy-steps 70")
+    assert run.options.collect(0).endswith("--steps 60")
+    assert run.options.collect(1).endswith("--steps 10")
+    assert run.options.evaluate(0).endswith("--on-policy-steps 0")
+    assert run.options.evaluate(7).endswith("--on-policy-steps 70")
 
 
 def test_imported_data_are_a_file_of_cycle_0_alone(tmp_path: Path) -> None:
@@ -112,14 +116,32 @@ def test_imported_data_are_a_file_of_cycle_0_alone(tmp_path: Path) -> None:
     assert run.initial_data_checksum(0) == hashlib.sha256(b"rows").hexdigest()
 
 
+def test_files_that_an_environment_reads_count_in_the_stages_that_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_of().config
+    environment = config.environment.model_copy(update={"arguments": {"xml_file": "./my.xml"}})
+    run = Run("t", "m", 0, config.model_copy(update={"environment": environment}))
+    stages = ("collect", "initialise", "phase1", "phase2", "rollout", "policy", "evaluate", "theory", "triggered")
+    said = []
+    for gravity in (9.81, 1.62):
+        (tmp_path / f"{gravity}").mkdir()
+        monkeypatch.chdir(tmp_path / f"{gravity}")
+        Path("my.xml").write_text(f'<mujoco><option gravity="0 0 -{gravity}"/></mujoco>')
+        said.append({stage: run.params(stage, 2) for stage in stages})
+    changed = {stage for stage in stages if said[0][stage] != said[1][stage]}
+    assert changed == {"collect", "evaluate", "theory", "triggered"}
+    assert run_of().environment_files() == ""
+
+
 def test_updates_of_a_cycle_are_its_steps_times_g() -> None:
     config = load_run("Hopper", "mbpo", FOLDERS)
-    assert "--updates 5000" in Run("Hopper", "mbpo", 0, config).policy_options()
+    assert "--updates 5000" in Run("Hopper", "mbpo", 0, config).options.policy()
 
 
 def test_rollouts_grow_with_the_epoch() -> None:
     run = Run("Hopper", "mbpo", 0, load_run("Hopper", "mbpo", FOLDERS))  # four cycles of 250 steps an epoch
-    lengths = [int(run.rollout_options(cycle).split("--length ")[1]) for cycle in (1, 80, 339, 340, 599, 600, 2000)]
+    lengths = [int(run.options.rollout(cycle).split("--length ")[1]) for cycle in (1, 80, 339, 340, 599, 600, 2000)]
     # floor(1 + (epoch - 20) / 130 * 14) at epochs 0, 20, 84, 85, 149, 150, 500
     assert lengths == [1, 1, 7, 8, 14, 15, 15]
 
@@ -146,15 +168,15 @@ def test_model_data_of_a_task_are_the_files_of_its_retained_epochs(
     run = Run(task, "usbpo", 0, load_run(task, "usbpo", FOLDERS))
     assert run.model_data_before(cycle) == [f"data/runs/{task}/usbpo/seed-0/{n:05d}/rollouts.h5" for n in phase2]
     assert run.model_data(cycle) == [f"data/runs/{task}/usbpo/seed-0/{n:05d}/rollouts.h5" for n in policy]
-    assert run.rollout_options(cycle).endswith(f"--length {length}")
+    assert run.options.rollout(cycle).endswith(f"--length {length}")
     updates = 5 if task == "HumanoidTruncated" else 4
-    assert f"--retained-updates {updates}" in run.policy_options()
-    assert f"--retained-updates {updates}" in run.phase2_options()
+    assert f"--retained-updates {updates}" in run.options.policy()
+    assert f"--retained-updates {updates}" in run.options.phase2()
 
 
 def theory_depth(run: Run) -> int:
     """What the stage `theory` is told of the steps over which it measures the error."""
-    words = shlex.split(run.theory_options())
+    words = shlex.split(run.options.theory())
     return int(words[words.index("--depth") + 1])
 
 
@@ -181,18 +203,18 @@ def test_a_depth_that_is_asked_for_is_the_one_measured(depth: int) -> None:
 def test_options_survive_the_shell() -> None:
     config = load_run("HumanoidTruncated", "usbpo", FOLDERS)
     run = Run("HumanoidTruncated", "usbpo", 0, config)
-    words = shlex.split(run.collect_options(1))
+    words = shlex.split(run.options.collect(1))
     assert words[:2] == ["--environment", "Humanoid-v5"]
     assert '"contact_cost_weight": 0' in words[3]
     assert '"include_cvel_in_observation": false' in words[3]
-    assert shlex.split(run.phase2_options())[:2] == ["--learning-rate", "0.0001"]
+    assert shlex.split(run.options.phase2())[:2] == ["--learning-rate", "0.0001"]
 
 
 def test_a_null_key_is_no_option() -> None:
     config = load_run("InvertedPendulum", "mbpo", FOLDERS)
     assert config.phase1.max_epochs is None
     assert "--max-epochs" not in as_options(config.phase1)
-    assert "--max-epochs 3" in run_of().phase1_options()
+    assert "--max-epochs 3" in run_of().options.phase1()
 
 
 # ---- an experiment -----------------------------------------------------------------------------------------------
@@ -215,8 +237,8 @@ def test_a_longer_run_keeps_every_artifact_and_every_option_of_a_shorter_one() -
     short, long = plan_of(steps=90), plan_of(steps=3000)
     assert set(short.artifacts()) < set(long.artifacts())
     (first, _), (other, _) = short.cycles, long.cycles
-    assert first.policy_options() == other.policy_options()
-    assert [first.rollout_options(c) for c in range(4)] == [other.rollout_options(c) for c in range(4)]
+    assert first.options.policy() == other.options.policy()
+    assert [first.options.rollout(c) for c in range(4)] == [other.options.rollout(c) for c in range(4)]
 
 
 def test_steps_may_differ_by_task() -> None:

@@ -4,8 +4,8 @@ import pytest
 from helpers.workflow import FOLDERS
 
 from usbpo.experiment import runtime
-from usbpo.experiment.config import load_run
-from usbpo.experiment.plan import Run
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run import Run
 from usbpo.experiment.sizes import Sizes
 
 STAGES = ("block", "collect", "evaluate", "initialise", "phase1", "phase2", "policy", "rollout", "theory", "triggered")

@@ -6,7 +6,7 @@ from inspect import signature
 
 import pytest
 
-from usbpo.experiment.config import RunConfig
+from usbpo.experiment.run_config import RunConfig
 from usbpo.experiment.schedule import RolloutLength, Schedule
 
 

@@ -20,7 +20,7 @@ from usbpo.artifacts import hdf5, transitions
 from usbpo.artifacts.header import Header
 from usbpo.commands import cli
 from usbpo.environments.tasks import Simulator
-from usbpo.experiment.config import load_run
+from usbpo.experiment.loading import load_run
 from usbpo.formats.imports import read_hdf5, unscaled, write_imported
 from usbpo.stages.collect import collect
 from usbpo.stages.initialise import initialise
@@ -512,7 +512,7 @@ def test_planning_refuses_initial_data_that_a_run_cannot_begin_with(
     rows: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], case: str
 ) -> None:
     folder = workspace(tmp_path / "spoilt", rows)
-    monkeypatch.setattr("usbpo.experiment.config.FOLDERS", (folder / "config", REPO / "config"))
+    monkeypatch.setattr("usbpo.experiment.layers.FOLDERS", (folder / "config", REPO / "config"))
     monkeypatch.setattr("usbpo.experiment.plan.FOLDERS", (folder / "config", REPO / "config"))
     words = [str(folder / "e.yaml"), "--folder", str(folder)]
     assert cli.main(["submit", *words, "--dry-run"]) == 0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from usbpo.experiment.config import RunConfig
+from usbpo.experiment.run_config import RunConfig
 from usbpo.model.ensemble import (
     Architecture,
     Ensemble,

@@ -163,8 +163,10 @@ def test_the_definition_applies_the_bounds_to_these_outputs() -> None:
     assert (log_variance < 0.51).all()
 
 
-@pytest.mark.parametrize("loss", ["as_written", "as_released"])
-def test_a_step_reads_nothing_on_the_host_and_stays_on_its_device(loss: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "stand_in"), [("as_written", "fixed"), ("as_written", "moving"), ("as_released", "moving")]
+)
+def test_a_step_reads_nothing_on_the_host_and_stays_on_its_device(loss: str, stand_in: str) -> None:
     """As a CUDA graph demands. Tensors of the device `meta` have no values, so that reading one fails."""
     meta = torch.device("meta")
     model = new_ensemble(Architecture(3, 2, 4, 2, 2, 8), torch.Generator()).to(meta)
@@ -172,8 +174,9 @@ def test_a_step_reads_nothing_on_the_host_and_stays_on_its_device(loss: str) -> 
     inputs, targets = torch.empty(50, 5, device=meta), torch.empty(50, 4, device=meta)
     step = LikelihoodStep(model.params, adam, inputs, targets, 20, 0.01)
     step.take(torch.zeros(4, 20, dtype=torch.int64, device=meta))
-    tuning = FineTuning(model, model, loss)
+    tuning = FineTuning(model, model, loss, stand_in)
     members = torch.zeros(16, dtype=torch.int64, device=meta)
-    rows = Compared(torch.empty(16, 5, device=meta), torch.empty(16, 8, device=meta), members)
+    m_star = torch.empty(4, 16, 8, device=meta) if stand_in == "fixed" else None
+    rows = Compared(torch.empty(16, 5, device=meta), torch.empty(16, 8, device=meta), members, m_star)
     Descent(tuning, Adam(tuning.params, 1e-4), 16, "shift+bias").step(rows)
     assert tuning.objective(rows).of("shift+bias").device == meta

@@ -23,7 +23,7 @@ from usbpo.artifacts.transitions import Transitions
 from usbpo.commands import cli
 from usbpo.environments.terminations import never
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import load_run
+from usbpo.experiment.loading import load_run
 from usbpo.model import ensemble as ensembles
 from usbpo.model import passes
 from usbpo.model.ensemble import Architecture, Ensemble, holdout_mse, new_ensemble, predict, predict_one_member
@@ -278,8 +278,10 @@ def test_parameters_are_rounded_anew_in_every_pass() -> None:
     within(made.outputs, allowed.before[-1], allowed.before_errors[-1])
 
 
-@pytest.mark.parametrize("loss", ["as_written", "as_released"])
-def test_a_step_reads_nothing_on_the_host_and_stays_on_its_device(loss: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "stand_in"), [("as_written", "fixed"), ("as_written", "moving"), ("as_released", "moving")]
+)
+def test_a_step_reads_nothing_on_the_host_and_stays_on_its_device(loss: str, stand_in: str) -> None:
     """As a CUDA graph demands. Tensors of the device `meta` have no values, so that reading one fails."""
     meta = torch.device("meta")
     model = new_ensemble(Architecture(3, 2, 4, 2, 3, 8), torch.Generator()).to(meta, BFLOAT16)
@@ -287,9 +289,10 @@ def test_a_step_reads_nothing_on_the_host_and_stays_on_its_device(loss: str) -> 
     inputs, targets = torch.empty(50, 5, device=meta), torch.empty(50, 4, device=meta)
     step = LikelihoodStep(model.params, adam, inputs, targets, 20, 0.01, BFLOAT16)
     step.take(torch.zeros(4, 20, dtype=torch.int64, device=meta))
-    tuning = FineTuning(model, model, loss)
+    tuning = FineTuning(model, model, loss, stand_in)
     members = torch.zeros(16, dtype=torch.int64, device=meta)
-    rows = Compared(torch.empty(16, 5, device=meta), torch.empty(16, 8, device=meta), members)
+    m_star = torch.empty(4, 16, 8, device=meta) if stand_in == "fixed" else None
+    rows = Compared(torch.empty(16, 5, device=meta), torch.empty(16, 8, device=meta), members, m_star)
     Descent(tuning, Adam(tuning.params, 1e-4), 16, "shift+bias").step(rows)
     assert tuning.objective(rows).of("shift+bias").device == meta
 
@@ -367,12 +370,13 @@ def test_predictions_rollouts_and_phase_2_take_the_models_precision(make_agent: 
     actor, noise = make_agent(hidden_size=64).actor, torch.zeros(50, 2)
     assert not torch.equal(act(actor, observations, noise), act(actor, observations, noise, BFLOAT16))
     rows = Rows(observations, actions, members, members.flip(0))
-    values = []
-    for model in (full, low):
-        tuning = FineTuning(other, model, "as_written")
-        values.append(tuning.objective(tuning.compared(rows)).of("shift+bias"))
-    assert values[0] != values[1]
-    torch.testing.assert_close(*values, rtol=0.02, atol=0.0)
+    for stand_in in ("fixed", "moving"):
+        values = []
+        for model in (full, low):
+            tuning = FineTuning(other, model, "as_written", stand_in)
+            values.append(tuning.objective(tuning.compared(rows)).of("shift+bias"))
+        assert values[0] != values[1]
+        torch.testing.assert_close(*values, rtol=0.02, atol=0.0)
 
 
 # ---- what is refused ----

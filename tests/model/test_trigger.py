@@ -19,10 +19,10 @@ from usbpo.agent import sac
 from usbpo.artifacts import layout, transitions
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
-from usbpo.commands.cli import WHOLE_SECTIONS
+from usbpo.commands.stage_verbs import WHOLE_SECTIONS
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import RunConfig
-from usbpo.experiment.plan import Run
+from usbpo.experiment.run import Run
+from usbpo.experiment.run_config import RunConfig
 from usbpo.model import ensemble
 from usbpo.model.ensemble import Ensemble
 from usbpo.model.trigger import Trigger, hull_volume, model_errors

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from usbpo.artifacts.layout import is_large
 from usbpo.commands import cli
-from usbpo.experiment.config import read_yaml
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
 from usbpo.experiment.sizes import Sizes
+from usbpo.experiment.yaml_files import read_yaml
 from usbpo.monitor.costs import MODEL_MLE, POLICY, ROLLOUTS, bytes_by_size, costs_of
 from usbpo.monitor.estimate import estimate, print_plan, work_of
 

@@ -15,9 +15,11 @@ import pytest
 
 from usbpo.artifacts import evaluations, layout
 from usbpo.artifacts.header import Header
-from usbpo.monitor import status
-from usbpo.monitor.progress import LineDisplay, Progress
-from usbpo.monitor.status import Run, Target
+from usbpo.monitor.display import LineDisplay
+from usbpo.monitor.progress import Progress
+from usbpo.monitor.runs import Run, Target
+from usbpo.monitor.status import read_status
+from usbpo.monitor.targets import read_targets
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = Run("InvertedPendulum", "usbpo", 0)
@@ -207,8 +209,8 @@ def test_without_a_terminal_each_evaluation_is_a_line_and_nothing_is_lost(worksp
     assert code == 0
     assert "Nothing to be done" in text
 
-    assert status.read_targets(workspace)[RUN] == Target(2, 250)
-    assert [found.state for found in status.read_status(workspace)] == ["finished", "finished"]
+    assert read_targets(workspace)[RUN] == Target(2, 250)
+    assert [found.state for found in read_status(workspace)] == ["finished", "finished"]
 
 
 def test_a_dry_run_prints_what_it_always_prints(workspace: Path) -> None:
@@ -233,7 +235,7 @@ def test_a_failed_stage_is_told_in_its_own_words_and_the_other_run_goes_on(works
     assert "CalledProcessError" not in text
     assert "InvertedPendulum/mbpo/seed-0  cycle 2 of 2  evaluated" in text
     assert text.splitlines()[-1].startswith("1 job failed, see above;")
-    found = {found.run.method: found for found in status.read_status(workspace)}
+    found = {found.run.method: found for found in read_status(workspace)}
     assert found["usbpo"].at_work == "stopped in policy 2"
     assert found["mbpo"].state == "finished"
 
@@ -249,6 +251,30 @@ def test_bad_input_is_one_sentence(workspace: Path, trap: str, sentence: str) ->
     code, text = snakemake(workspace, TRAP=trap)
     assert code == 1
     assert text.removeprefix("Building DAG of jobs...\n") == f"{sentence}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["-n"], "standard output cannot be written (No space left"), ([], "")]
+)
+def test_what_cannot_be_written_ends_no_run_and_prints_no_traceback(
+    workspace: Path, arguments: list[str], told: str
+) -> None:
+    for streams in ("> /dev/full", "2> /dev/full"):
+        words = ["bash", "-c", f'exec "$@" {streams}', "bash", *command(*arguments)]
+        ended = subprocess.run(words, cwd=workspace, env=environment(workspace), capture_output=True, text=True)
+        assert ended.returncode == 0
+        assert "Traceback" not in ended.stdout + ended.stderr
+        if streams == "> /dev/full":
+            assert told in ended.stderr
+    assert arguments or (workspace / "data/results/test/table.csv").exists()
+
+
+def test_an_ascii_terminal_shows_other_letters(workspace: Path) -> None:
+    code, text = snakemake(workspace, PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert code == 0
+    assert text.isascii()
+    assert "  cycle 2 of 2  evaluated  return 200 ? 10 at 500 steps\n" in text
 
 
 def test_shell_commands_are_shown_when_asked_for(workspace: Path) -> None:

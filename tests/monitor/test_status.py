@@ -19,8 +19,12 @@ from rich.console import Console
 from usbpo.artifacts import evaluations, hdf5, layout
 from usbpo.artifacts.header import Header
 from usbpo.errors import UsbpoError
-from usbpo.monitor import status
-from usbpo.monitor.status import Run, Target
+from usbpo.monitor.at_work import stages_at_work
+from usbpo.monitor.duration import duration
+from usbpo.monitor.runs import Run, Target
+from usbpo.monitor.status import read_status
+from usbpo.monitor.table import print_status
+from usbpo.monitor.targets import TARGETS_FILE, parse_targets, read_targets, remember_targets
 
 RUN = Run("InvertedPendulum", "usbpo", 0)
 
@@ -55,7 +59,7 @@ def cycles(root: Path, number: int, run: Run = RUN, seconds: float = 30.0) -> No
 def shown(root: Path, width: int = 100) -> str:
     """What `usbpo status` prints."""
     console = Console(width=width, record=True, file=StringIO())
-    status.print_status(root, console)
+    print_status(root, console)
     return console.export_text()
 
 
@@ -69,8 +73,8 @@ def snakemake_at_work(root: Path, output: Path | str) -> None:
 
 def test_a_run_half_way_tells_its_cycles_steps_return_and_time_left(tmp_path: Path) -> None:
     cycles(tmp_path, 4)
-    status.remember_targets(tmp_path, {RUN: Target(10, 250)})
-    (found,) = status.read_status(tmp_path)
+    remember_targets(tmp_path, {RUN: Target(10, 250)})
+    (found,) = read_status(tmp_path)
     assert (found.cycle, found.cycles, found.steps) == (4, 10, 1000)
     assert found.evaluation
     assert (found.evaluation.mean, found.evaluation.std) == (400, 10)
@@ -85,20 +89,20 @@ def test_a_run_half_way_tells_its_cycles_steps_return_and_time_left(tmp_path: Pa
 
 def test_a_run_that_nobody_knows_a_target_of_tells_what_is_there(tmp_path: Path) -> None:
     cycles(tmp_path, 4)
-    (found,) = status.read_status(tmp_path)
+    (found,) = read_status(tmp_path)
     assert (found.cycle, found.cycles, found.steps, found.seconds_left) == (4, None, 1000, None)
     assert "━" not in shown(tmp_path)
 
 
 def test_a_run_with_all_its_cycles_is_finished(tmp_path: Path) -> None:
     cycles(tmp_path, 3)
-    (found,) = status.read_status(tmp_path, {RUN: Target(3, 250)})
+    (found,) = read_status(tmp_path, {RUN: Target(3, 250)})
     assert found.state == "finished"
     assert found.seconds_left is None
 
 
 def test_a_run_that_was_asked_for_and_has_not_begun_is_listed(tmp_path: Path) -> None:
-    (found,) = status.read_status(tmp_path, {RUN: Target(3, 250)})
+    (found,) = read_status(tmp_path, {RUN: Target(3, 250)})
     assert (found.cycle, found.cycles, found.steps, found.evaluation) == (None, 3, None, None)
 
 
@@ -107,7 +111,7 @@ def test_runs_are_sorted_by_number_and_folders_that_are_no_runs_are_passed_over(
         put(tmp_path, layout.POLICY, 0, run=Run("Hopper", "mbpo", seed))
     (tmp_path / "data/runs/Hopper/mbpo/seed-x").mkdir()
     (tmp_path / "data/runs/notes.txt").touch()
-    assert [found.run.seed for found in status.read_status(tmp_path)] == [2, 10]
+    assert [found.run.seed for found in read_status(tmp_path)] == [2, 10]
 
 
 def test_broken_files_give_a_dash_and_a_note(tmp_path: Path) -> None:
@@ -117,8 +121,8 @@ def test_broken_files_give_a_dash_and_a_note(tmp_path: Path) -> None:
     for cycle in range(4):
         put(tmp_path, layout.BENCHMARK, cycle, "s\th:m:s\n", stage="policy")
     (tmp_path / ".snakemake").mkdir()
-    (tmp_path / status.TARGETS_FILE).write_text('{"InvertedPendulum/usbpo/seed-0": {"cyc')
-    (found,) = status.read_status(tmp_path)
+    (tmp_path / TARGETS_FILE).write_text('{"InvertedPendulum/usbpo/seed-0": {"cyc')
+    (found,) = read_status(tmp_path)
     assert found.evaluation is None
     assert found.seconds_left is None
     assert found.cycle == 3
@@ -132,16 +136,42 @@ def test_an_evaluation_without_returns_is_broken(tmp_path: Path, content: dict[s
     put(tmp_path, layout.POLICY, 0)
     header = Header(evaluations.KIND, RUN.task, RUN.seed, 0, {evaluations.STEPS: 0})
     hdf5.write(put(tmp_path, layout.EVALUATION, 0), header, content)
-    (found,) = status.read_status(tmp_path)
+    (found,) = read_status(tmp_path)
     assert found.evaluation is None
     assert "cannot be read" in found.note
+
+
+@pytest.mark.parametrize("returned", [(float("nan"), 1.0), (float("inf"), 1.0), (float("inf"), -float("inf"))])
+def test_returns_that_are_not_finite_are_shown_as_such(tmp_path: Path, returned: tuple[float, float]) -> None:
+    cycles(tmp_path, 3)
+    evaluation(tmp_path, 3, *returned)
+    row, *notes = shown(tmp_path).splitlines()[1:]
+    assert "not finite" in row
+    told = "InvertedPendulum/usbpo/seed-0: 00003/evaluation.h5 has returns that are not finite: the run has diverged"
+    assert told in " ".join(" ".join(notes).split())
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-", "NA", ""])
+def test_a_time_that_is_no_number_is_not_counted(tmp_path: Path, seconds: str) -> None:
+    cycles(tmp_path, 3)
+    for cycle in range(4):
+        put(tmp_path, layout.BENCHMARK, cycle, f"s\th:m:s\n{seconds}\t0:00:30\n", stage="policy")
+    (found,) = read_status(tmp_path, {RUN: Target(10, 250)})
+    assert found.seconds_left is None
+    assert "3" in shown(tmp_path)
+
+
+def test_what_a_log_says_is_shown_as_it_is_and_steers_no_terminal(tmp_path: Path) -> None:
+    cycles(tmp_path, 2)
+    put(tmp_path, layout.LOG, 3, "odd: [/usr/bin/x] [red] \x1b[31mred\x07\n", stage="phase1")
+    assert "odd: [/usr/bin/x] [red] \ufffd[31mred\ufffd" in " ".join(shown(tmp_path).split())
 
 
 def test_the_stage_that_snakemake_is_at_is_shown(tmp_path: Path) -> None:
     cycles(tmp_path, 2)
     snakemake_at_work(tmp_path, RUN.path(layout.EVALUATION, 2))
     snakemake_at_work(tmp_path, RUN.path(layout.MODEL, 3))
-    (found,) = status.read_status(tmp_path)
+    (found,) = read_status(tmp_path)
     assert (found.state, found.at_work) == ("at work", "phase2 3")
 
 
@@ -152,7 +182,7 @@ def test_a_mark_with_a_long_path_is_understood(tmp_path: Path) -> None:
     mark = tmp_path / ".snakemake/incomplete" / f"@{name[:254]}" / name[254:]
     mark.parent.mkdir()
     mark.touch()
-    assert status.stages_at_work(tmp_path, 0.0) == {run: ("policy", 3)}
+    assert stages_at_work(tmp_path, 0.0) == {run: ("policy", 3)}
 
 
 def test_a_mark_from_before_the_snakemake_at_work_is_ignored(tmp_path: Path) -> None:
@@ -160,7 +190,7 @@ def test_a_mark_from_before_the_snakemake_at_work_is_ignored(tmp_path: Path) -> 
     snakemake_at_work(tmp_path, RUN.path(layout.POLICY, 3))
     for mark in (tmp_path / ".snakemake/incomplete").iterdir():
         os.utime(mark, (time.time() - 60, time.time() - 60))
-    (found,) = status.read_status(tmp_path)
+    (found,) = read_status(tmp_path)
     assert found.state == "waiting"
 
 
@@ -170,8 +200,8 @@ def test_locks_left_by_a_killed_snakemake_do_not_count(tmp_path: Path) -> None:
     snakemake_at_work(tmp_path, RUN.path(layout.POLICY, 3))
     with open(tmp_path / ".snakemake/usbpo.lock", "w") as workspace:  # as usbpo.workspace.lifetime holds it
         fcntl.flock(workspace, fcntl.LOCK_SH)
-        assert status.read_status(tmp_path)[0].at_work == "policy 3"
-    assert status.read_status(tmp_path)[0].at_work == "stopped in policy 3"
+        assert read_status(tmp_path)[0].at_work == "policy 3"
+    assert read_status(tmp_path)[0].at_work == "stopped in policy 3"
 
 
 def test_runs_that_snakemakes_without_locks_hold_are_told_from_those_that_nobody_is_at(tmp_path: Path) -> None:
@@ -190,10 +220,10 @@ def test_runs_that_snakemakes_without_locks_hold_are_told_from_those_that_nobody
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         for _ in range(2):
-            said = [found.at_work for found in status.read_status(tmp_path)]
+            said = [found.at_work for found in read_status(tmp_path)]
             assert said == ["policy 3", "waiting", "stopped in policy 3"]
         process.kill()
-    assert {found.at_work for found in status.read_status(tmp_path)} == {"stopped in policy 3"}
+    assert {found.at_work for found in read_status(tmp_path)} == {"stopped in policy 3"}
 
 
 def test_of_a_held_run_the_stage_that_was_begun_last_counts(tmp_path: Path) -> None:
@@ -202,7 +232,7 @@ def test_of_a_held_run_the_stage_that_was_begun_last_counts(tmp_path: Path) -> N
         snakemake_at_work(tmp_path, path)
         mark = tmp_path / ".snakemake/incomplete" / urlsafe_b64encode(str(path).encode()).decode()
         os.utime(mark, (time.time() - age, time.time() - age))
-    assert status.stages_at_work(tmp_path, 0.0) == {RUN: ("phase2", 3)}
+    assert stages_at_work(tmp_path, 0.0) == {RUN: ("phase2", 3)}
 
 
 def test_a_run_of_a_snakemake_without_locks_is_at_work(tmp_path: Path) -> None:
@@ -212,19 +242,19 @@ def test_a_run_of_a_snakemake_without_locks_is_at_work(tmp_path: Path) -> None:
     ) as process:
         try:
             at_work = "at work"
-            wait_for(lambda: at_work in [found.state for found in status.read_status(tmp_path)], 300, "a stage")
+            wait_for(lambda: at_work in [found.state for found in read_status(tmp_path)], 300, "a stage")
             assert not list((tmp_path / ".snakemake/locks").glob("*.lock"))
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
-    assert [found.state for found in status.read_status(tmp_path)] == ["stopped"]
+    assert [found.state for found in read_status(tmp_path)] == ["stopped"]
 
 
 def test_a_stopped_run_tells_where_and_how_its_log_ends(tmp_path: Path) -> None:
     cycles(tmp_path, 2)
     put(tmp_path, layout.LOG, 3, "reading\ndata/x.h5: truncated; delete it and run again.\n\n", stage="phase1")
     put(tmp_path, layout.LOG, 2, "let go later, as all outputs of finished cycles may be\n", stage="rollout")
-    (found,) = status.read_status(tmp_path)
+    (found,) = read_status(tmp_path)
     assert found.at_work == "stopped in phase1 3"
     assert "data/x.h5: truncated; delete it and run again." in " ".join(shown(tmp_path).split())
 
@@ -237,7 +267,7 @@ def test_without_runs_there_is_one_friendly_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_the_table_keeps_within_the_terminal(tmp_path: Path, width: int) -> None:
     cycles(tmp_path, 4)
-    status.remember_targets(tmp_path, {RUN: Target(10, 250)})
+    remember_targets(tmp_path, {RUN: Target(10, 250)})
     snakemake_at_work(tmp_path, RUN.path(layout.EVALUATION, 4))
     header, row = shown(tmp_path, width).splitlines()
     assert max(len(header.rstrip()), len(row.rstrip())) <= width
@@ -249,13 +279,14 @@ def test_the_table_keeps_within_the_terminal(tmp_path: Path, width: int) -> None
 
 def test_targets_are_remembered_by_run_and_what_is_no_target_is_skipped(tmp_path: Path) -> None:
     other = Run("Hopper", "mbpo", 1)
-    status.remember_targets(tmp_path, {RUN: Target(3, 250), other: Target(5, 125)})
-    status.remember_targets(tmp_path, {RUN: Target(10, 250)})
-    assert status.read_targets(tmp_path) == {RUN: Target(10, 250), other: Target(5, 125)}
-    assert status.parse_targets('{"a": 1, "b/c/seed-x": {}, "b/c/seed-1": {"cycles": 2, "cycle_steps": 3}}') == {
-        Run("b", "c", 1): Target(2, 3)
-    }
-    assert status.parse_targets("no JSON") == status.parse_targets("[]") == {}
+    remember_targets(tmp_path, {RUN: Target(3, 250), other: Target(5, 125)})
+    remember_targets(tmp_path, {RUN: Target(10, 250)})
+    assert read_targets(tmp_path) == {RUN: Target(10, 250), other: Target(5, 125)}
+    assert parse_targets(
+        '{"a": 1, "b/c/seed-x": {}, "d/e/seed-1": [1], "f/g/seed-1": {"cycles": 1e999, "cycle_steps": 3},'
+        ' "b/c/seed-1": {"cycles": 2, "cycle_steps": 3}}'
+    ) == {Run("b", "c", 1): Target(2, 3)}
+    assert parse_targets("no JSON") == parse_targets("[]") == {}
 
 
 @pytest.mark.parametrize(
@@ -263,9 +294,9 @@ def test_targets_are_remembered_by_run_and_what_is_no_target_is_skipped(tmp_path
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min"), (97200, "1 d 3 h")],
 )
 def test_durations_have_one_or_two_units(seconds: float, text: str) -> None:
-    assert status.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsbpoError, match="nowhere: there is no such folder; name the one that holds data/"):
-        status.print_status(tmp_path / "nowhere")
+        print_status(tmp_path / "nowhere")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.workflow import FOLDERS
 
-from usbpo.experiment.config import load_run
+from usbpo.experiment.loading import load_run
 from usbpo.report import published as module
 from usbpo.report.published import DATA, NAMES, SOURCES, published, published_yardstick, related, representative
 

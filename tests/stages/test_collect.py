@@ -22,7 +22,7 @@ from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions, read, read_collector
 from usbpo.environments.tasks import Simulator
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import RunConfig
+from usbpo.experiment.run_config import RunConfig
 from usbpo.stages.collect import Collector, collect, random_actor
 from usbpo.stages.evaluate import evaluate
 from usbpo.stages.initialise import initialise

@@ -28,12 +28,13 @@ from usbpo.model.ensemble import (
     predict,
     predict_one_member,
 )
+from usbpo.model.passes import Forward
 from usbpo.model.wasserstein import Objective
 from usbpo.numerics.optimizer import Adam, Params, copied, new_moments
 from usbpo.stages import phase2 as stage
 from usbpo.stages.model_data import model_data, split_holdout
 from usbpo.stages.phase1 import phase1
-from usbpo.stages.phase2 import Descent, FineTuning, Rows, draw_members, fine_tune, phase2
+from usbpo.stages.phase2 import Compared, Descent, FineTuning, Rows, draw_members, fine_tune, phase2
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 import plain_model  # type: ignore[import-not-found]
@@ -41,7 +42,14 @@ import plain_model  # type: ignore[import-not-found]
 OPTIONS: dict[str, Any] = {
     "holdout_ratio": 0.2, "holdout_limit": 5000, "learning_rate": 1e-3, "batch_size": 64, "max_steps": 30,
     "validation_rows": 48, "min_improvement": 1e-4, "patience": 10, "loss": "as_written", "terms": "shift+bias",
+    "stand_in": "fixed",
 }  # fmt: skip
+FORMS = [
+    {"loss": "as_written", "stand_in": "fixed"},
+    {"loss": "as_written", "stand_in": "moving"},
+    {"loss": "as_released", "stand_in": "moving"},
+]
+every_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
 
 
 @dataclass
@@ -99,22 +107,17 @@ def same_params(first: Params, second: Params) -> bool:
 
 def watched_rows(inputs: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Any, Any]:
     """Run the stage; the validation rows, and the rows of every step."""
-    validation: list[Rows] = []
-    drawn: list[Rows] = []
-    original = stage.fine_tune
+    seen: list[Rows] = []
+    original = FineTuning.compared
 
-    def recording(tuning: FineTuning, draw: Callable[[], Rows], watched: Rows, **options: Any) -> Any:
-        def recorded() -> Rows:
-            drawn.append(draw())
-            return drawn[-1]
-
-        validation.append(watched)
-        return original(tuning, recorded, watched, **options)
+    def recording(tuning: FineTuning, rows: Rows) -> Compared:
+        seen.append(rows)
+        return original(tuning, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "fine_tune", recording)
+        patch.setattr(FineTuning, "compared", recording)
         inputs.run(folder, **changes)
-    return validation[0], drawn
+    return seen[0], seen[1:]
 
 
 def objective(tuning: FineTuning, rows: Rows) -> Objective:
@@ -136,10 +139,10 @@ class Scripted:
         self.finetune = new_moments(self.params)
         self.steps = -1
 
-    def compared(self, rows: Rows) -> Rows:
-        return rows
+    def compared(self, rows: Rows) -> Compared:
+        return Compared(rows.observations, rows.observations, rows.members2, None)
 
-    def objective(self, _: Rows) -> Objective:
+    def objective(self, _: Compared) -> Objective:
         self.steps += 1
         return Objective(torch.tensor(self.values[min(self.steps, len(self.values) - 1)]), torch.zeros(()))
 
@@ -151,7 +154,7 @@ class ConstantDescent:
         self.adam = adam
         adam.gradients["weight"].fill_(1.0)
 
-    def step(self, _: Rows) -> None:
+    def step(self, _: Compared) -> None:
         self.adam.step()
 
 
@@ -161,7 +164,7 @@ def scripted(values: list[float], max_steps: int = 100) -> tuple[Scripted, list[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "Descent", ConstantDescent)
         found, best_step, stopped = fine_tune(
-            model, lambda: rows, rows,  # type: ignore[arg-type]
+            model, lambda: rows, model.compared(rows),  # type: ignore[arg-type]
             learning_rate=0.5, batch_size=1, max_steps=max_steps, min_improvement=1e-4, patience=10,
             terms="shift+bias",
         )  # fmt: skip
@@ -208,9 +211,9 @@ def test_stops_at_the_most_steps_allowed() -> None:
 # ---- the stage ----
 
 
-@pytest.mark.parametrize("loss", ["as_written", "as_released"])
-def test_fine_tuning_lowers_the_objective(loss: str, inputs: Inputs, tmp_path: Path) -> None:
-    model, metrics = inputs.run(tmp_path / "out", loss=loss)
+@every_form
+def test_fine_tuning_lowers_the_objective(form: dict[str, str], inputs: Inputs, tmp_path: Path) -> None:
+    model, metrics = inputs.run(tmp_path / "out", **form)
     assert metrics["after"]["sum"] < 0.98 * metrics["before"]["sum"]
     assert metrics["best_step"] > 0
     assert not same_params(model.params, ensembles.load(inputs.m2)[1].params)
@@ -245,17 +248,17 @@ def test_shift_is_zero_for_the_same_model_and_members(inputs: Inputs) -> None:
     _, m1 = ensembles.load(inputs.m1)
     observations, actions = torch.randn(20, 3), torch.randn(20, 2)
     members = torch.arange(20) % 4
-    for loss in ("as_written", "as_released"):
-        found = objective(FineTuning(m1, m1, loss), Rows(observations, actions, members, members))
+    for form in FORMS:
+        found = objective(FineTuning(m1, m1, **form), Rows(observations, actions, members, members))
         assert float(found.shift) == pytest.approx(0.0, abs=1e-6)
-        other = objective(FineTuning(m1, m1, loss), Rows(observations, actions, members, members.flip(0)))
+        other = objective(FineTuning(m1, m1, **form), Rows(observations, actions, members, members.flip(0)))
         assert float(other.shift) > 0.01
 
 
 @pytest.mark.parametrize("terms", ["shift+bias", "shift", "bias"])
-@pytest.mark.parametrize("loss", ["as_written", "as_released"])
-def test_the_terms_are_what_is_minimised(loss: str, terms: str, inputs: Inputs, tmp_path: Path) -> None:
-    _, metrics = inputs.run(tmp_path / "out", loss=loss, terms=terms)
+@every_form
+def test_the_terms_are_what_is_minimised(form: dict[str, str], terms: str, inputs: Inputs, tmp_path: Path) -> None:
+    _, metrics = inputs.run(tmp_path / "out", **form, terms=terms)
     name = "sum" if terms == "shift+bias" else terms
     values = metrics["objective_by_step"]
     assert len(values) == metrics["steps"] + 1
@@ -274,15 +277,17 @@ def test_the_ablations_lead_elsewhere(inputs: Inputs, tmp_path: Path) -> None:
     assert after["bias"]["bias"] < after["shift"]["bias"]
 
 
-@pytest.mark.parametrize("loss", ["as_written", "as_released"])
+@every_form
 def test_metrics_describe_the_models_on_disk(
-    loss: str, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: dict[str, str], inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    validation, _ = watched_rows(inputs, tmp_path / "out", monkeypatch, loss=loss)
+    validation, _ = watched_rows(inputs, tmp_path / "out", monkeypatch, **form)
     metrics = json.loads((tmp_path / "out" / "phase2.json").read_text())
-    _, m1 = ensembles.load(inputs.m1)
+    (_, m1), (_, m2) = ensembles.load(inputs.m1), ensembles.load(inputs.m2)
     for path, moment in ((inputs.m2, "before"), (tmp_path / "out" / "model.safetensors", "after")):
-        found = objective(FineTuning(m1, ensembles.load(path)[1], loss), validation)
+        tuning = FineTuning(m1, m2, **form)
+        tuning.params = ensembles.load(path)[1].params
+        found = objective(tuning, validation)
         assert metrics[moment]["shift"] == pytest.approx(float(found.shift), rel=1e-6)
         assert metrics[moment]["bias"] == pytest.approx(float(found.bias), rel=1e-6)
 
@@ -345,7 +350,7 @@ def test_as_released_draws_members_once_in_a_run(
     for cycle in (2, 3):
         inputs.move(cycle)
         validation, drawn = watched_rows(
-            inputs, tmp_path / str(cycle), monkeypatch, loss="as_released", cycle=cycle, max_steps=3
+            inputs, tmp_path / str(cycle), monkeypatch, **FORMS[-1], cycle=cycle, max_steps=3
         )
         rows += drawn
         assert torch.equal(validation.members2, drawn[0].members2[:48])
@@ -374,13 +379,14 @@ def test_m1_is_a_whole_model_as_written_but_shares_with_m2_as_released(inputs: I
     (_, m1), (_, m2) = ensembles.load(inputs.m1), ensembles.load(inputs.m2)
     rows = Rows(torch.randn(20, 3), torch.randn(20, 2), *draw_members(4, 20, torch.Generator().manual_seed(0)))
 
-    def shift(loss: str) -> float:
-        return float(objective(FineTuning(m1, m2, loss), rows).shift)
+    def shift(form: dict[str, str]) -> float:
+        return float(objective(FineTuning(m1, m2, **form), rows).shift)
 
-    before = {loss: shift(loss) for loss in ("as_written", "as_released")}
+    before = [shift(form) for form in FORMS]
     m1 = stretched(m1)
-    assert abs(shift("as_written") - before["as_written"]) > 0.1
-    assert shift("as_released") == before["as_released"]
+    for form, value in zip(FORMS[:2], before, strict=False):
+        assert abs(shift(form) - value) > 0.1
+    assert shift(FORMS[-1]) == before[-1]
 
 
 def test_the_shift_compares_the_drawn_members(inputs: Inputs) -> None:
@@ -393,7 +399,7 @@ def test_the_shift_compares_the_drawn_members(inputs: Inputs) -> None:
         ((mean1[row] - mean2[j, row]).square().sum() + (std1[row] - std2[j, row]).square().sum()).sqrt()
         for row, j in enumerate(members2.tolist())
     ]
-    found = objective(FineTuning(m1, m2, "as_written"), Rows(observations, actions, members1, members2))
+    found = objective(FineTuning(m1, m2, **FORMS[0]), Rows(observations, actions, members1, members2))
     assert float(found.shift) == pytest.approx(float(sum(distances)) / 6, rel=1e-5)
 
 
@@ -405,7 +411,7 @@ def gradients(tuning: FineTuning, rows: Rows, terms: str = "shift+bias") -> Para
 
 
 @given(
-    loss=st.sampled_from(["as_written", "as_released"]),
+    form=st.sampled_from(FORMS),
     terms=st.sampled_from(["shift+bias", "shift", "bias"]),
     sizes=st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(2, 5), st.integers(1, 3), st.integers(1, 20)),
     count=st.integers(1, 40),
@@ -413,7 +419,7 @@ def gradients(tuning: FineTuning, rows: Rows, terms: str = "shift+bias") -> Para
     seed=st.integers(0, 1000),
 )
 def test_a_step_goes_down_the_gradient_that_autograd_gives(
-    loss: str, terms: str, sizes: tuple[int, int, int, int, int], count: int, dtype: torch.dtype, seed: int
+    form: dict[str, str], terms: str, sizes: tuple[int, int, int, int, int], count: int, dtype: torch.dtype, seed: int
 ) -> None:
     obs_dim, act_dim, members, layers, width = sizes
     generator = torch.Generator().manual_seed(seed)
@@ -428,13 +434,109 @@ def test_a_step_goes_down_the_gradient_that_autograd_gives(
     m1, m2 = converted(m1, dtype), converted(m2, dtype)
     inputs = numbers[:count].to(dtype)
     rows = Rows(inputs[:, :obs_dim], inputs[:, obs_dim:], *drawn)
+    tuning = FineTuning(m1, m2, **form)
+    # Some way from the stand-in.
+    tuning.params = {name: 1.1 * tensor for name, tensor in m2.params.items()}
     expected = plain_model.gradients(
-        m2.params, lambda params: plain_model.objective(m1, m2, params, loss, rows).of(terms)
+        tuning.params,
+        lambda params: plain_model.objective(m1, m2, params, (form["loss"], form["stand_in"]), rows).of(terms),
     )
-    found = gradients(FineTuning(m1, m2, loss), rows, terms)
+    found = gradients(tuning, rows, terms)
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_a_stand_in_that_is_fixed_is_m2_as_phase_1_left_it(inputs: Inputs) -> None:
+    """Its own bounds included; the member's distance to its own former self is left out."""
+    (_, m1), (_, m2) = ensembles.load(inputs.m1), ensembles.load(inputs.m2)
+    tuning = FineTuning(m1, m2, **FORMS[0])
+    rows = Rows(torch.randn(20, 3), torch.randn(20, 2), *draw_members(4, 20, torch.Generator().manual_seed(0)))
+    compared = tuning.compared(rows)
+    before = tuning.objective(compared)
+    for form in FORMS[1:]:
+        assert torch.equal(FineTuning(m1, m2, **form).objective(compared).bias, before.bias) == (form == FORMS[1])
+    # Phase 2 changes the parameters in place, and puts others in the place of M2's at its end.
+    for tensor in tuning.params.values():
+        tensor.add_(0.2)
+    m2.params = tuning.params
+    (mean, std), (mean_star, std_star) = (
+        predict(m2, params, rows.observations, rows.actions)
+        for params in (tuning.params, ensembles.load(inputs.m2)[1].params)
+    )
+    expected = [
+        ((mean[j, row] - mean_star[m, row]).square().sum() + (std[j, row] - std_star[m, row]).square().sum()).sqrt()
+        for row, j in enumerate(rows.members2.tolist())
+        for m in range(4)
+        if m != j
+    ]
+    for again in (compared, tuning.compared(rows)):
+        assert float(tuning.objective(again).bias) == pytest.approx(float(sum(expected)) / 60, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("terms", ["shift+bias", "bias"])
+def test_the_gradient_does_not_reach_a_stand_in_that_is_fixed(
+    terms: str, precision: torch.dtype | None, inputs: Inputs
+) -> None:
+    """Where member 0 is drawn on every row, the others are stand-ins alone."""
+    m1, m2 = (ensembles.load(path)[1].to(torch.device("cpu"), precision) for path in (inputs.m1, inputs.m2))
+    zeros = torch.zeros(40, dtype=torch.int64)
+    rows = Rows(torch.randn(40, 3), torch.randn(40, 2), zeros, zeros)
+    found = {form["stand_in"]: gradients(FineTuning(m1, m2, **form), rows, terms) for form in FORMS[:2]}
+    for name in found["fixed"]:
+        if not name.endswith("variance"):
+            assert found["fixed"][name][0].abs().sum() > 0
+            assert found["fixed"][name][1:].abs().sum() == 0
+            assert found["moving"][name][1:].abs().sum() > 0
+
+
+def test_the_shift_alone_is_the_same_whatever_stands_for_m_star(inputs: Inputs, tmp_path: Path) -> None:
+    fixed, moving = (inputs.run(tmp_path / str(n), **form, terms="shift") for n, form in enumerate(FORMS[:2]))
+    assert same_params(fixed[0].params, moving[0].params)
+    assert fixed[1]["before"] == moving[1]["before"]
+    assert fixed[1]["after"]["shift"] == moving[1]["after"]["shift"]
+    assert fixed[1]["after"]["bias"] > moving[1]["after"]["bias"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_moves_along_goes_back_to_m1_and_what_is_fixed_holds(
+    precision: str, inputs: Inputs, tmp_path: Path, make_header: Callable[..., Header]
+) -> None:
+    """Where M2's members agree and lie off M1: all of the way back, or where maximum likelihood has led."""
+    (_, m1), (header, m2) = ensembles.load(inputs.m1), ensembles.load(inputs.m2)
+    for model, path in ((m1, inputs.m1), (m2, inputs.m2)):
+        for name, tensor in model.params.items():
+            if not name.endswith("variance"):
+                model.params[name] = tensor[:1].expand_as(tensor).clone()
+        model.save(path, header)
+    moved = {}
+    for form in FORMS[:2]:
+        folder = tmp_path / form["stand_in"]
+        _, metrics = inputs.run(folder, **form, precision=precision, max_steps=100)
+        moved[form["stand_in"]] = metrics["after"]["shift"] / metrics["before"]["shift"]
+    assert moved["moving"] < 0.5
+    assert moved["fixed"] > 0.9
+
+
+def test_a_stand_in_that_is_fixed_costs_one_more_forward_a_batch(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one for the validation rows."""
+    calls: list[int] = []
+    original = Forward.all_members
+
+    def counting(networks: Forward, rows: torch.Tensor) -> torch.Tensor:
+        calls.append(len(rows))
+        return original(networks, rows)
+
+    monkeypatch.setattr(Forward, "all_members", counting)
+    counts = []
+    for number, form in enumerate(FORMS[:2]):
+        calls.clear()
+        inputs.run(tmp_path / str(number), **form, max_steps=6)
+        counts.append([calls.count(rows) for rows in (64, 48)])
+    assert [fixed - moving for fixed, moving in zip(*counts, strict=True)] == [6, 1]
 
 
 def converted(model: Ensemble, dtype: torch.dtype) -> Ensemble:
@@ -450,11 +552,14 @@ def converted(model: Ensemble, dtype: torch.dtype) -> Ensemble:
     )
 
 
-def test_everything_that_phase_2_trains_has_a_gradient_and_m1_is_not_trained(inputs: Inputs) -> None:
+@every_form
+def test_everything_that_phase_2_trains_has_a_gradient_and_m1_is_not_trained(
+    form: dict[str, str], inputs: Inputs
+) -> None:
     (_, m1), (_, m2) = ensembles.load(inputs.m1), ensembles.load(inputs.m2)
     before = copied(m1.params)
     rows = Rows(torch.randn(64, 3), torch.randn(64, 2), *draw_members(4, 64, torch.Generator().manual_seed(0)))
-    for name, gradient in gradients(FineTuning(m1, m2, "as_written"), rows).items():
+    for name, gradient in gradients(FineTuning(m1, m2, **form), rows).items():
         assert gradient.abs().sum() > 0, name
     assert same_params(before, m1.params)
     assert not any(tensor.requires_grad for tensor in m1.params.values())
@@ -479,10 +584,10 @@ def test_moments_of_phase_2_go_on_and_those_of_phase_1_stay(inputs: Inputs, tmp_
     assert tuned.finetune["step"] == 40 + metrics["steps"]
 
 
-@pytest.mark.parametrize("loss", ["as_written", "as_released"])
-def test_same_work_gives_same_bytes(loss: str, inputs: Inputs, tmp_path: Path) -> None:
+@every_form
+def test_same_work_gives_same_bytes(form: dict[str, str], inputs: Inputs, tmp_path: Path) -> None:
     for folder in ("first", "second"):
-        inputs.run(tmp_path / folder, loss=loss, max_steps=5)
+        inputs.run(tmp_path / folder, **form, max_steps=5)
         torch.rand(1)  # a global generator must not matter
     for name in ("model.safetensors", "phase2.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()

@@ -27,9 +27,10 @@ from helpers.workflow import (
 
 from usbpo.artifacts import metrics
 from usbpo.artifacts.header import Header
-from usbpo.commands import cli
-from usbpo.experiment.config import load_run, read_yaml
-from usbpo.experiment.plan import Run
+from usbpo.commands import cli, stage_verbs
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.run import Run
+from usbpo.experiment.yaml_files import read_yaml
 
 OF_USBPO, OF_MBPO = f"data/runs/{USBPO}", f"data/runs/{MBPO}"
 
@@ -49,15 +50,15 @@ def command_of(stage: str) -> list[str]:
     triggered = Run("test-pendulum", "test-cmlo", 0, load_run("test-pendulum", "test-cmlo", FOLDERS))
     told = {
         "block": [],
-        "initialise": [run.initialise_options()],
-        "collect": [run.collect_options(2), "--task test-pendulum --method test-usbpo"],
-        "triggered": [triggered.triggered_options(2), "--task test-pendulum --method test-usbpo"],
-        "phase1": [run.phase1_options()],
-        "phase2": [run.phase2_options()],
-        "rollout": [run.rollout_options(2)],
-        "policy": [run.policy_options()],
-        "evaluate": [run.evaluate_options(2), "--task test-pendulum --method test-usbpo"],
-        "theory": [run.theory_options()],
+        "initialise": [run.options.initialise()],
+        "collect": [run.options.collect(2), "--task test-pendulum --method test-usbpo"],
+        "triggered": [triggered.options.triggered(2), "--task test-pendulum --method test-usbpo"],
+        "phase1": [run.options.phase1()],
+        "phase2": [run.options.phase2()],
+        "rollout": [run.options.rollout(2)],
+        "policy": [run.options.policy()],
+        "evaluate": [run.options.evaluate(2), "--task test-pendulum --method test-usbpo"],
+        "theory": [run.options.theory()],
     }
     data = " ".join(run.real_data(2))
     files = {
@@ -254,6 +255,10 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("{", "--phase1 is no JSON; give the section as the configuration has it"),
         ('{"batchsize":3}', "unknown key '--phase1.batchsize'; see config/README.md for the keys, or remove it"),
     ],
+    ("triggered", "--phase2"): [
+        ('{"loss":"as_released"}', "as_released has a stand-in that moves along; set stand_in: moving beside it"),
+        ('{"stand_in":"still"}', "'--phase2.stand_in' must be 'fixed' or 'moving', but is 'still'; mend the value"),
+    ],
     ("triggered", "--trigger"): [
         (
             '{"check_every":10,"min_steps":90,"max_steps":90,"states":40}',
@@ -288,8 +293,10 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         (SHARD, f"its kind is transitions, but rollouts is expected{RIGHT_FILE}"),
     ],
     ("phase2", "--loss"): [
-        ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value")
+        ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value"),
+        ("as_released", "loss: as_released has a stand-in that moves along; set stand_in: moving beside it"),
     ],
+    ("phase2", "--stand-in"): [("still", "'--stand-in' must be 'fixed' or 'moving', but is 'still'; mend the value")],
     ("phase2", "--learning-rate"): [("1e30", "cycle 2: phase 2 diverged, .*; lower phase2.learning_rate")],
     ("rollout", "--model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
     ("rollout", "--policy"): [("bad/seed-1-policy.safetensors", OF_SEED_1)],
@@ -446,7 +453,7 @@ ASTRAY: dict[tuple[str, str], list[tuple[str, str]]] = {
 CASES = [(*call, values, said) for table in (WRONG, ASTRAY) for call, cases in table.items() for values, said in cases]
 
 
-@pytest.mark.parametrize("stage", cli.SECTIONS)
+@pytest.mark.parametrize("stage", stage_verbs.SECTIONS)
 def test_the_calls_that_are_broken_below_are_sound(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
@@ -627,16 +634,6 @@ def test_the_workflow_refuses_a_bad_configuration_in_one_sentence(finished: Path
     assert tree(workspace) == before
 
 
-def test_an_experiment_that_is_no_yaml_ends_in_snakemakes_own_sentence(finished: Path, tmp_path: Path) -> None:
-    workspace = copied(finished, tmp_path / "workspace")
-    (workspace / "experiment.yaml").write_text("experiment: [\n")
-    ended = snakemake(workspace, experiment=workspace / "experiment.yaml")
-    assert ended.code == 1
-    assert "Config file is not valid JSON or YAML" in ended.said
-    assert "Traceback" not in ended.said
-    assert tree(workspace) == tree(finished)
-
-
 @pytest.mark.parametrize("name", ["data", "data/runs", "data/results"])
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -733,7 +730,7 @@ def test_a_spoilt_artifact_stops_its_run_with_a_sentence_and_is_made_anew_once_d
     spoilt = [workspace / of / name for of, (name, _, _) in zip((OF_USBPO, OF_MBPO), PAIRS[pair], strict=True)]
     for path, (_, spoil, _) in zip(spoilt, PAIRS[pair], strict=True):
         spoil(path, bench)
-    ended = snakemake(workspace)
+    ended = snakemake(workspace, "runs")
     assert ended.code == 1, ended.said
     assert "Traceback" not in ended.said
     for _, _, said in PAIRS[pair]:
@@ -741,6 +738,6 @@ def test_a_spoilt_artifact_stops_its_run_with_a_sentence_and_is_made_anew_once_d
     assert set(before) - set(tree(workspace)) <= outputs_of_failed_jobs(ended.said), "the rest is kept"
     for path in spoilt:
         path.unlink()
-    again = snakemake(workspace)
+    again = snakemake(workspace, "runs")
     assert again.code == 0, again.said
     assert tree(workspace) == before

@@ -1,6 +1,7 @@
 """Every method and every task runs through the whole workflow, in tiny sizes; and a method is a YAML."""
 
 import json
+from collections.abc import Sequence
 from math import lcm
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,20 @@ import pytest
 import yaml
 from helpers.workflow import FOLDERS, REPO, Ended, files, snakemake, tree
 
-from usbpo.experiment.config import find, load_run, read_layers, read_yaml
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.layers import find, read_layers
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
+from usbpo.experiment.yaml_files import read_yaml
 
 TASKS = (
     *("InvertedPendulum", "InvertedDoublePendulum", "Hopper", "Walker2d", "HalfCheetah", "Swimmer"),
     *("AntTruncated", "HumanoidTruncated"),
 )
-METHODS = ("usbpo", "mbpo", "cmlo", "sac", "usbpo-shift", "usbpo-bias", "usbpo-as-released", "mbpo-lr1e-4")
+METHODS = (
+    *("usbpo", "mbpo", "cmlo", "sac"),
+    *("usbpo-moving", "usbpo-shift", "usbpo-bias", "usbpo-as-released", "mbpo-lr1e-4"),
+)
 TINY_TASK = {
     "schedule": {"random_steps": 60, "epoch_steps": 60, "model_train_freq": 30},
     "policy": {"updates_per_step": 1},
@@ -55,13 +62,15 @@ def written(folder: Path, kind: str, name: str, content: dict[str, Any]) -> str:
     return name
 
 
-def run_all(folder: Path, tasks: list[str], methods: list[str], steps: int = 60) -> tuple[Ended, Path]:
+def run_all(
+    folder: Path, tasks: list[str], methods: list[str], steps: int = 60, targets: Sequence[str] = ()
+) -> tuple[Ended, Path]:
     """Run every method on every task with one seed."""
     experiment = folder / "e.yaml"
     content = {"experiment": "e", "tasks": tasks, "methods": methods, "seeds": [0], "steps": steps}
     content["artifacts"] = {"keep": "all"}
     experiment.write_text(yaml.safe_dump(content))
-    return snakemake(folder, experiment=experiment), experiment
+    return snakemake(folder, *targets, experiment=experiment), experiment
 
 
 def check_all(folder: Path, experiment: Path) -> None:
@@ -108,7 +117,7 @@ def test_cmlo_trains_when_its_trigger_fires_and_only_then(three: tuple[Path, Pat
 @pytest.mark.xdist_group("three")
 def test_cmlo_gives_the_same_bytes_again(three: tuple[Path, Path], tmp_path: Path) -> None:
     folder, _ = three
-    ended, _ = run_all(tmp_path, ["test-pendulum"], ["test-cmlo"], steps=120)
+    ended, _ = run_all(tmp_path, ["test-pendulum"], ["test-cmlo"], steps=120, targets=["runs"])
     assert ended.code == 0, ended.said
     made = {name: sha for name, sha in tree(tmp_path).items() if "/test-cmlo/" in name}
     assert made == {name: sha for name, sha in tree(folder).items() if "/test-cmlo/" in name}
@@ -144,7 +153,8 @@ def test_a_method_adds_to_its_base_only_what_makes_it_one(method: str) -> None:
     keys = set(read_yaml(find("algorithms", method, FOLDERS))) - {"description", "base"}
     allowed = {
         "usbpo": {"phase2"}, "cmlo": {"schedule", "trigger"}, "sac": {"model", "policy"}, "usbpo-shift": {"phase2"},
-        "usbpo-bias": {"phase2"}, "usbpo-as-released": {"phase2"}, "mbpo-lr1e-4": {"phase1"},
+        "usbpo-bias": {"phase2"}, "usbpo-as-released": {"phase2"}, "usbpo-moving": {"phase2"},
+        "mbpo-lr1e-4": {"phase1"},
     }  # fmt: skip
     if method != "mbpo":
         assert keys == allowed[method]
@@ -156,6 +166,8 @@ def test_the_methods_differ_from_mbpo_in_the_published_ways() -> None:
     assert (runs["usbpo"].phase2.terms, runs["usbpo"].phase2.loss) == ("shift+bias", "as_written")
     assert [runs[f"usbpo-{term}"].phase2.terms for term in ("shift", "bias")] == ["shift", "bias"]  # type: ignore[union-attr]
     assert runs["usbpo-as-released"].phase2.loss == "as_released"  # type: ignore[union-attr]
+    moving = [method for method, run in runs.items() if run.phase2 is not None and run.phase2.stand_in == "moving"]
+    assert moving == ["usbpo-moving", "usbpo-as-released"]
     assert runs["mbpo"].phase2 is None
     assert runs["mbpo-lr1e-4"].phase1.learning_rate == 1e-4
     assert runs["sac"].model is None

@@ -17,7 +17,7 @@ from usbpo.environments import usercode
 from usbpo.environments.tasks import Simulator
 from usbpo.environments.terminations import find
 from usbpo.errors import UsbpoError
-from usbpo.experiment import config
+from usbpo.experiment.yaml_files import read_yaml
 from usbpo.stages.collect import collect
 from usbpo.stages.initialise import initialise
 
@@ -38,7 +38,7 @@ def lay_out(folder: Path) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
-    experiment = config.read_yaml(folder / "config/experiments/rail.yaml")
+    experiment = read_yaml(folder / "config/experiments/rail.yaml")
     experiment |= {"tasks": ["Rail", "Pendulum"], "steps": {"Rail": 60, "Pendulum": 400}}
     experiment["artifacts"] = {"keep": "all"}
     (folder / "both.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")

@@ -12,8 +12,8 @@ import yaml
 from helpers.slurm import Cluster, cluster, missing
 from helpers.workflow import BIN, EXPERIMENT, MBPO, REPO, USBPO, command, finished_workspace, snakemake, tree, wait_for
 
-from usbpo.commands.submit import SCRIPTS
-from usbpo.experiment.config import read_yaml
+from usbpo.commands.batch_scripts import SCRIPTS
+from usbpo.experiment.yaml_files import read_yaml
 
 pytestmark = [
     pytest.mark.slow,

@@ -35,8 +35,9 @@ from usbpo.artifacts import layout
 from usbpo.commands import cli
 from usbpo.commands.gc import collect_leftovers
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import read_yaml
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
+from usbpo.experiment.yaml_files import read_yaml
 from usbpo.monitor.estimate import estimate
 from usbpo.workspace import lifetime
 from usbpo.workspace.restoring import Again, Restored, changed_jobs, files_of, read_otherwise

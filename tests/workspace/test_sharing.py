@@ -28,8 +28,9 @@ from helpers.sharing import (
 from helpers.workflow import MBPO, RESULTS, USBPO, Job, copied, finished_workspace, jobs, jobs_in
 
 from usbpo.artifacts.layout import PROVENANCE
-from usbpo.commands.publish import Tracked, _targets
 from usbpo.workspace import provenance
+from usbpo.workspace.dvc_inside import Tracked, targets
+from usbpo.workspace.snakemake_inside import format_number
 
 NOTHING = "Nothing to be done"
 NEWEST = (f"{RUN}/data", f"{RUN}/00002", f"{RUN}/00003", f"{RUN}/{PROVENANCE}")
@@ -63,6 +64,14 @@ def second(first: Path) -> Path:
     """A clone with everything pulled; not to be changed."""
     made = clone(first, first.parent / "second")
     pull(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def longer(first: Path) -> Path:
+    """A copy of the project whose runs are a cycle longer, which is not published; not to be changed."""
+    made = copied(first, first.parent / "longer")
+    snake(made, "--config", "steps=120")
     return made
 
 
@@ -438,9 +447,10 @@ def test_a_file_that_was_changed_after_its_job_is_not_published(first: Path, pul
         assert "nothing new" in usbpo(folder, "publish", "--no-push")
 
 
-def test_what_has_no_record_is_told_and_results_of_it_are_not_published(first: Path, tmp_path: Path) -> None:
-    here = copied(first, tmp_path / "here")
-    snake(here, "--config", "steps=120")
+def test_what_has_no_record_is_told_and_results_of_it_are_not_published(
+    first: Path, longer: Path, tmp_path: Path
+) -> None:
+    here = copied(longer, tmp_path / "here")
     shutil.rmtree(here / ".snakemake")
     said = usbpo(here, "publish", "--no-push")
     assert f"{USBPO}: {RUN}/00004/evaluation.h5 and " in said
@@ -454,17 +464,15 @@ def test_what_has_no_record_is_told_and_results_of_it_are_not_published(first: P
     assert "no record of the job that made it" in usbpo(alone, "publish", "--no-push", fails=True)
 
 
-def test_results_go_out_with_what_they_are_drawn_from(first: Path, tmp_path: Path) -> None:
-    here = copied(first, tmp_path / "here")
-    snake(here, "--config", "steps=120")
+def test_results_go_out_with_what_they_are_drawn_from(longer: Path, tmp_path: Path) -> None:
+    here = copied(longer, tmp_path / "here")
     snake(here, "--config", "steps=120", "--cleanup-metadata", f"{RUN}/00004/evaluation.h5")
     said = usbpo(here, "publish", "--no-push")
     assert f"data/results/demo: it is drawn from {RUN}/00004/evaluation.h5, which is not published; left out" in said
 
 
-def test_what_could_not_be_pushed_is_told_and_git_is_handed_nothing(first: Path, tmp_path: Path) -> None:
-    here = copied(first, tmp_path / "here")
-    snake(here, "--config", "steps=120")
+def test_what_could_not_be_pushed_is_told_and_git_is_handed_nothing(longer: Path, tmp_path: Path) -> None:
+    here = copied(longer, tmp_path / "here")
     dvc(here, "remote", "modify", "store", "url", "/proc/nowhere")
     before = git(here, "diff", "--cached", "--name-only")
     said = usbpo(here, "publish", fails=True)
@@ -558,8 +566,8 @@ def test_dvc_is_told_to_add_what_is_shared_and_to_drop_nothing(
         return frozenset(f"{RUN}/{name}" for name in names)
 
     tracked = None if changed is None else Tracked(of_run(changed), of_run(missing))
-    targets = _targets(folder, RUN, of_run(shared), tracked)
-    assert targets == [f"{RUN}/{name}".rstrip("/") for name in expected]
+    told = targets(folder, RUN, of_run(shared), of_run((PROVENANCE,)), tracked)
+    assert told == [f"{RUN}/{name}".rstrip("/") for name in expected]
 
 
 # ---- the provenance of itself ------------------------------------------------------------------------------------
@@ -612,4 +620,4 @@ def test_equal_entries_give_equal_bytes(tmp_path: Path) -> None:
     os.utime(tmp_path / "one", (0, 0))
     provenance.write(tmp_path / "two", dict(reversed(entries.items())))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert provenance.read(tmp_path / "two") == (provenance.format_number(), entries)
+    assert provenance.read(tmp_path / "two") == (format_number(), entries)

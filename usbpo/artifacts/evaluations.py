@@ -32,8 +32,11 @@ def write(path: Path, header: Header, episodes: Episodes) -> str:
     return hdf5.write(path, header, vars(episodes), {STEPS: header.parameters[STEPS]})
 
 
-def read(path: Path) -> tuple[Header, Episodes]:
+def read(path: Path, *, finite: bool = True) -> tuple[Header, Episodes]:
     """Read an evaluation, whose header says how many `STEPS` were taken.
+
+    Args:
+        finite: whether returns that are not are refused.
 
     Raises:
         UsbpoError: it is missing, damaged, of another kind, or does not hold one finite return for each episode.
@@ -45,6 +48,6 @@ def read(path: Path) -> tuple[Header, Episodes]:
     if type(header.parameters.get(STEPS)) is not int:
         raise UsbpoError(f"{path}: its header does not say how many steps its policy has seen; {sealing.CURE}.")
     shapes = {values.shape for values in vars(episodes).values()}
-    if len(shapes) > 1 or returns.size == 0 or not np.isfinite(returns).all():
+    if len(shapes) > 1 or returns.size == 0 or (finite and not np.isfinite(returns).all()):
         raise UsbpoError(f"{path}: it does not hold one finite return for each episode; delete it and run again.")
     return header, episodes

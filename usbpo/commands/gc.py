@@ -16,8 +16,9 @@ from rich.table import Table
 
 from usbpo.artifacts import layout
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import read_yaml
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
+from usbpo.experiment.yaml_files import read_yaml
 from usbpo.monitor.estimate import size_in_words
 from usbpo.workspace import lifetime
 from usbpo.workspace.restoring import files_of, jobs_to_run

@@ -1,40 +1,27 @@
 """Sharing by DVC: what is finished is added and pushed, and a state is left that only needs committing."""
 
-import json
 import os
 import subprocess
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import yaml
-
 from usbpo.artifacts import layout
-from usbpo.artifacts.files import sha256, write_text
+from usbpo.artifacts.files import sha256
 from usbpo.errors import UsbpoError
-from usbpo.experiment import config
+from usbpo.experiment.layers import FOLDERS, experiment_file, read_layers
+from usbpo.experiment.loading import load_run
 from usbpo.experiment.named import named_runs
-from usbpo.experiment.plan import Plan, Run, experiment_file
-from usbpo.monitor.status import snakemake_started
-from usbpo.workspace import lifetime, provenance
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
+from usbpo.workspace import dvc_inside, lifetime, provenance
+from usbpo.workspace.dvc_inside import Tracked
+from usbpo.workspace.lifetime import snakemake_started
 from usbpo.workspace.provenance import Entry
 from usbpo.workspace.restoring import changed_jobs
-
-NOT_SHARED = ("logs", "benchmarks")
-"""Folders beside the artifacts that stay where they were written, as .dvcignore says."""
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """How a folder differs from what DVC last heard of it; paths from the workspace."""
-
-    changed: frozenset[str]
-    """Files that are new or have another content"""
-    missing: frozenset[str]
-    """Files that are tracked and not there: not pulled, or let go"""
+from usbpo.workspace.snakemake_inside import Records, contents_read, format_number
 
 
 def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, remote: str | None = None) -> None:
@@ -56,43 +43,31 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
     """
     plans, runs = _chosen(words, root)
     _check(root, [*(run.folder for run in runs), *(plan.results_folder for plan in plans)], push, remote)
-    said = provenance.restore(root)  # where Snakemake has not been since the pull
-    folders: dict[str, Files] = {}
-    left_out = []
-    for run in runs:
-        files, why = _finished(run, root)
-        said += [f"{run.name}: {why}; left out"] if why and files else []
-        if files:
-            folders[run.folder] = files
-            said += _made_otherwise(run, files, root)
-        else:
-            left_out.append(f"{run.name}: {why or 'nothing of it is finished'}")
-    published = {name for files in folders.values() for name in files.here}
-    for plan in plans:
-        files, why = _results(plan, root, published)
-        if files:
-            folders[plan.results_folder] = files
-        else:
-            left_out.append(f"{plan.results_folder}: {why}")
+    said, unusable = provenance.restore(root)  # where Snakemake has not been since the pull
+    folders, told, left_out = _publishable(plans, runs, unusable, root)
     if not folders:
         raise UsbpoError(f"nothing is published: {'; '.join(left_out)}; run snakemake first.")
 
-    stages = _stages(root)
-    tracked = _tracked(root, folders, stages)
-    prepared = {folder: _provenance_of(root, folder, files, tracked.get(folder)) for folder, files in folders.items()}
-    of_git = ["dvc.lock" if folder in stages else f"{folder}.dvc" for folder in folders]
+    known, stages = dvc_inside.tracked(root, folders, dvc_inside.stages(root)), dict[str, str]()
+    prepared = {folder: _provenance_of(root, folder, files, known.get(folder)) for folder, files in folders.items()}
+    of_git = list[str]()
     try:
+        for plan in plans:
+            if plan.results_folder in folders and _make_stage(plan, root):
+                of_git = ["dvc.yaml"]
+        stages = dvc_inside.stages(root)
+        of_git += [dvc_inside.note_of(folder, stages.get(folder)) for folder in folders]
         for folder, files in folders.items():
             entries, new = prepared[folder]
-            _add(root, folder, files.here, tracked.get(folder), stages.get(folder), entries)
+            _add(root, folder, files.here, known.get(folder), stages.get(folder), entries)
             print(f"{folder}: {new or 'nothing'} new, {len(files.here)} files here")
         if push:
-            _dvc(root, "push", *(("--remote", remote) if remote else ()), *folders)
+            dvc_inside.call(root, "push", *(("--remote", remote) if remote else ()), *folders)
     except BaseException:
         # DVC has staged what it added (core.autostage), and nobody could pull it.
         _git(root, "restore", "--staged", "--", *of_git)
         raise
-    for sentence in [*said, *(f"{sentence}; left out" for sentence in left_out)]:
+    for sentence in [*said, *told, *(f"{sentence}; left out" for sentence in left_out)]:
         print(sentence)
     _git(root, "add", "--", *of_git)
     for path in _configuration(plans, runs, root):
@@ -110,6 +85,39 @@ class Files:
     """Those that are there and are published"""
 
 
+def _publishable(
+    plans: Iterable[Plan], runs: Iterable[Run], unusable: Mapping[str, str], root: Path
+) -> tuple[dict[str, Files], list[str], list[str]]:
+    """What may be published of each folder; sentences about it; and what is left out, and why.
+
+    Args:
+        unusable: folders whose provenance cannot be used, and why.
+    """
+    folders, told, left_out = dict[str, Files](), list[str](), list[str]()
+    for run in runs:
+        if run.folder in unusable:
+            left_out.append(unusable[run.folder].rstrip("."))
+            continue
+        files, why = _finished(run, root)
+        told += [f"{run.name}: {why}; left out"] if why and files else []
+        if files:
+            folders[run.folder] = files
+            told += _made_otherwise(run, files, root)
+        else:
+            left_out.append(f"{run.name}: {why or 'nothing of it is finished'}")
+    published = {name for files in folders.values() for name in files.here}
+    for plan in plans:
+        if plan.results_folder in unusable:
+            left_out.append(unusable[plan.results_folder].rstrip("."))
+            continue
+        files, why = _results(plan, root, published)
+        if files:
+            folders[plan.results_folder] = files
+        else:
+            left_out.append(f"{plan.results_folder}: {why}")
+    return folders, told, left_out
+
+
 def _chosen(words: Sequence[str], root: Path) -> tuple[list[Plan], list[Run]]:
     """The experiments and the runs that words name; an experiment's runs are those that are on disk."""
     plans, runs = list[Plan](), dict[Run, None]()
@@ -120,7 +128,7 @@ def _chosen(words: Sequence[str], root: Path) -> tuple[list[Plan], list[Run]]:
             runs |= dict.fromkeys(plan.cycles)
         else:
             for named in named_runs([str(word)], root):
-                keys = config.load_run(named.task, named.method, config.FOLDERS)
+                keys = load_run(named.task, named.method, FOLDERS)
                 runs[Run(named.task, named.method, named.seed, keys)] = None
     return plans, list(runs)
 
@@ -136,19 +144,21 @@ def _experiment(word: str | None) -> Plan | None:
 
 def _check(root: Path, folders: Iterable[str], push: bool, remote: str | None) -> None:
     """Refuse what could not be finished, before anything is done."""
+    folders = list(folders)
+    dvc_inside.check_folders(root, folders)
     if snakemake_started(root) is not None:
         raise UsbpoError(f"{root}: a Snakemake is at work here; publish when it has ended.")
     for folder in sorted(lifetime.held_names(root, folders)):  # one with --nolock
         raise UsbpoError(f"{folder}: a Snakemake is at work on it; publish when it has ended.")
-    listed = _dvc(root, "remote", "list")
-    if not listed or not push:
-        _dvc(root, "root")  # no repository is the greater fault
-    if push and remote is None and "(default)" not in listed:
+    known, has_default = dvc_inside.remotes(root)
+    if not known or not push:
+        dvc_inside.require_repository(root)  # the greater fault
+    if push and remote is None and not has_default:
         raise UsbpoError(
             "no remote is known to DVC: `dvc remote add --default NAME URL` names one (docs/sharing.md), "
             "and --no-push publishes without."
         )
-    if push and remote is not None and remote not in (line.split()[0] for line in listed.splitlines()):
+    if push and remote is not None and remote not in known:
         raise UsbpoError(f"--remote {remote}: DVC knows no such remote; `dvc remote list` says which it knows.")
 
 
@@ -157,7 +167,7 @@ def _finished(run: Run, root: Path) -> tuple[Files | None, str]:
     folder = root / run.folder
     cycles = [int(path.name) for path in folder.glob("[0-9]" * 5) if path.is_dir()]
     names = [path for cycle in range(max(cycles, default=-1) + 1) for path in run.artifacts(cycle)]
-    records = provenance.records(root, names)
+    records = Records(root).finished(names)
     there = {name for name in names if (root / name).is_file()}
     here, unknown = there & records.keys(), sorted(there - records.keys())
     why = ""
@@ -188,7 +198,7 @@ def _made_otherwise(run: Run, files: Files, root: Path) -> list[str]:
 def _results(plan: Plan, root: Path, published: Collection[str]) -> tuple[Files | None, str]:
     """The results of an experiment; None where they are not complete, or drawn from what is not published, and why."""
     names = plan.result_files()
-    records = provenance.records(root, names)
+    records = Records(root).finished(names)
     if len(records) < len(names) or not all((root / name).is_file() for name in names) or plan.left_behind(root):
         return None, "it is not complete here"
     missing = sorted({name for record in records.values() for name in record["input"]} - set(published))
@@ -204,9 +214,11 @@ def _provenance_of(root: Path, folder: str, files: Files, tracked: Tracked | Non
         UsbpoError: a file has another content than the job left that made it.
     """
     note = f"{folder}/{layout.PROVENANCE}"
-    before = provenance.read(root / note)[1]
+    before = provenance.read(root, folder)[1]
     trusted = tracked is not None and note not in tracked.changed
-    read = {of: digits for record in files.records.values() for of, digits in (record["input_checksums"] or {}).items()}
+    read: dict[str, str] = {}
+    for record in files.records.values():
+        read |= contents_read(record["input_checksums"])
     entries = dict(before)
     changed = provenance.changed_since(root, files.here)
     new, spoilt = 0, []
@@ -222,7 +234,7 @@ def _provenance_of(root: Path, folder: str, files: Files, tracked: Tracked | Non
             entries[name] = Entry(record, known.sha256)
             continue
         entries[name] = Entry(record, sha256(root / name))
-        left = known.sha256 if known is not None and same else (read.get(name) or "").removeprefix("sha256:")
+        left = known.sha256 if known is not None and same else read.get(name)
         if name in changed and left and left != entries[name].sha256:
             spoilt.append(name)
     if spoilt:
@@ -239,20 +251,33 @@ def _add(
 ) -> None:
     """Bring provenance and DVC's account of a folder up to date."""
     note = f"{folder}/{layout.PROVENANCE}"
-    if (provenance.format_number(), entries) != provenance.read(root / note):
+    if (format_number(), entries) != provenance.read(root, folder):
         provenance.write(root / note, entries)
     provenance.remember(root, folder)
-    if stage is not None:
-        _dvc(root, "commit", "--force", stage)
-    else:
-        _dvc(root, "add", *_targets(root, folder, here | {note}, tracked))
+    dvc_inside.add(root, folder, here | {note}, [note], tracked, stage)
+
+
+def _make_stage(plan: Plan, root: Path) -> bool:
+    """Give an experiment its stage in dvc.yaml: the default one, and others where one stands with its command alone.
+
+    A plain `dvc repro` runs every stage, and another experiment may take days.
+    """
+    default = Path(plan.source) == experiment_file(None)
+    return dvc_inside.make_stage(
+        root,
+        plan.experiment.experiment,
+        plan.results_folder,
+        parameters=_configuration([plan], plan.cycles, root),
+        command="snakemake --cores all" if default else None,
+        description=f"The default experiment, {plan.source}",
+    )
 
 
 def _configuration(plans: Iterable[Plan], runs: Iterable[Run], root: Path) -> list[str]:
     """The configuration files of experiments and runs, as far as they lie below `root`."""
     kinds: tuple[Literal["tasks", "algorithms"], ...] = ("tasks", "algorithms")
     named = {(kind, name) for run in runs for kind, name in zip(kinds, (run.task, run.method), strict=True)}
-    layers = [path for kind, name in sorted(named) for path, _ in config.read_layers(kind, name, config.FOLDERS)]
+    layers = [path for kind, name in sorted(named) for path, _ in read_layers(kind, name, FOLDERS)]
     paths = {Path(os.path.abspath(path)) for path in [*(Path(plan.source) for plan in plans), *layers]}
     above = Path(os.path.abspath(root))
     return sorted(path.relative_to(above).as_posix() for path in paths if path.is_relative_to(above))
@@ -270,82 +295,3 @@ def _what_is_left(root: Path) -> str:
 def _git(root: Path, *arguments: str) -> str:
     """Run git in the workspace, and return what it prints; without git there is nothing to be staged."""
     return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout
-
-
-def _targets(root: Path, folder: str, shared: Iterable[str], tracked: Tracked | None) -> list[str]:
-    """What `dvc add` is told, so that all of `shared` and nothing else is added, and nothing tracked is dropped.
-
-    The folder itself, where it holds nothing else; DVC then looks at it once. Else the folders of cycles and single
-    files in it, which DVC lays into what it has.
-    """
-    shared = set(shared)
-    found = _files_below(root, folder)
-    missing = tracked.missing if tracked else frozenset[str]()
-    if found <= shared and not missing:
-        return [folder]
-    if tracked is None:
-        note = root / f"{folder}.dvc"
-        write_text(note, yaml.safe_dump({"outs": [{"hash": "md5", "path": Path(folder).name}]}))
-    changed = shared if tracked is None else (tracked.changed & shared) | {f"{folder}/{layout.PROVENANCE}"}
-    targets: dict[str, None] = {}
-    for name in sorted(changed):
-        parent = name.rpartition("/")[0]
-        whole = parent != folder and _within(parent, found) <= shared and not _within(parent, missing)
-        targets[parent if whole else name] = None
-    return [t for t in targets if not any(t.startswith(f"{other}/") for other in targets)]
-
-
-def _within(folder: str, names: Iterable[str]) -> set[str]:
-    return {name for name in names if name.startswith(f"{folder}/")}
-
-
-def _files_below(root: Path, folder: str) -> set[str]:
-    """Every file of a folder but those that are not shared."""
-    paths = (path.relative_to(root) for path in (root / folder).rglob("*") if not path.is_dir())
-    depth = len(Path(folder).parts)
-    return {path.as_posix() for path in paths if path.parts[depth] not in NOT_SHARED}
-
-
-def _tracked(root: Path, folders: Iterable[str], stages: Mapping[str, str]) -> dict[str, Tracked]:
-    """How the folders that DVC tracks already differ from what it tracks."""
-    lock = root / "dvc.lock"
-    locked = lock.read_text(encoding="utf-8").split() if stages and lock.is_file() else []
-    known = {folder for folder in folders if (root / f"{folder}.dvc").is_file() or folder in locked}
-    if not known:
-        return {}
-    said = json.loads(_dvc(root, "data", "status", "--granular", "--json", *sorted(known)) or "{}")
-    difference = said.get("uncommitted", {})
-    renamed = difference.get("renamed", [])
-    changed = {*difference.get("added", []), *difference.get("modified", []), *(each["new"] for each in renamed)}
-    missing = {*difference.get("deleted", []), *(each["old"] for each in renamed)}
-    return {
-        folder: Tracked(frozenset(_within(folder, changed)), frozenset(_within(folder, missing))) for folder in known
-    }
-
-
-def _stages(root: Path) -> dict[str, str]:
-    """The stage of dvc.yaml that has a folder as its output, by folder."""
-    path = root / "dvc.yaml"
-    stages = (config.read_yaml(path) if path.is_file() else {}).get("stages", {})
-    return {
-        folder.rstrip("/"): name
-        for name, stage in stages.items()
-        for out in stage.get("outs", [])
-        for folder in ([out] if isinstance(out, str) else out)
-    }
-
-
-def _dvc(root: Path, *arguments: str) -> str:
-    """Run DVC in the workspace and return what it prints.
-
-    Raises:
-        UsbpoError: it fails; the sentence is DVC's own.
-    """
-    done = subprocess.run([sys.executable, "-P", "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip() and "Having any troubles" not in line]
-        errors = [line for line in lines if line.startswith("ERROR: ")]
-        said = (errors or lines or ["it failed without a word."])[0].removeprefix("ERROR: ").strip()
-        cure = " Take either side, commit it, run snakemake and publish again." if "merge conflict" in said else ""
-        raise UsbpoError(f"dvc {arguments[0]}: {said}{cure}")
-    return done.stdout

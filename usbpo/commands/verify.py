@@ -14,10 +14,11 @@ from usbpo.artifacts.header import PHYSICS, Header, check_place
 from usbpo.artifacts.identity import header_of
 from usbpo.artifacts.layout import five_digits
 from usbpo.errors import UsbpoError
-from usbpo.experiment.config import FOLDERS, load_run
+from usbpo.experiment.layers import FOLDERS
+from usbpo.experiment.loading import load_run
 from usbpo.experiment.named import NamedRun, named_runs
 from usbpo.experiment.plan import Plan
-from usbpo.experiment.plan import Run as PlannedRun
+from usbpo.experiment.run import Run as PlannedRun
 
 VARYING = ("check", "initial_data", "length", "lengths", "on_policy_steps", "rows", "shards", "steps")
 """The parameters that differ from cycle to cycle"""

@@ -6,7 +6,7 @@ The factors were held against the peaks that the stages print at the end of thei
 from math import ceil
 
 from usbpo.artifacts import blocks
-from usbpo.experiment.config import ModelKeys
+from usbpo.experiment.sections import ModelKeys
 from usbpo.experiment.sizes import Sizes
 
 PROCESS = 400

@@ -1,9 +1,13 @@
 """How many numbers, rows and bytes a run's networks and data have: what its disk, time and memory follow from."""
 
+import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
-from usbpo.experiment.config import RunConfig
+from usbpo.experiment.run_config import RunConfig
 from usbpo.experiment.schedule import Schedule
 
 
@@ -64,3 +68,22 @@ class Sizes:
 def _numbers(inputs: int, layers: int, width: int, outputs: int) -> int:
     """Weights and biases of a network."""
     return sum(fan_in * fan_out + fan_out for fan_in, fan_out in pairwise([inputs, *[width] * layers, outputs]))
+
+
+@cache
+def dimensions(environment: str, arguments: str) -> tuple[int, int] | None:
+    """obs_dim and act_dim, as the environment itself says; None where it cannot be made, which `collect` will report.
+
+    Args:
+        arguments: of the environment, as JSON.
+    """
+    try:
+        # Here, because it takes a third of a second, and what Snakemake prints may be read by a program.
+        with redirect_stdout(sys.stderr):
+            from usbpo.environments.tasks import Simulator
+
+            simulator = Simulator(environment, json.loads(arguments))
+            simulator.close()
+    except Exception:  # of the simulator's or the user's code
+        return None
+    return simulator.obs_dim, simulator.act_dim

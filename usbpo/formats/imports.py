@@ -16,8 +16,9 @@ from usbpo.artifacts.transitions import Transitions
 from usbpo.environments import terminations
 from usbpo.environments.tasks import Simulator
 from usbpo.errors import UsbpoError
-from usbpo.experiment import config
-from usbpo.experiment.plan import environment_arguments
+from usbpo.experiment.layers import FOLDERS
+from usbpo.experiment.loading import load_run
+from usbpo.experiment.options import environment_arguments
 from usbpo.formats.writing import require_packages
 
 METHOD = "mbpo"
@@ -270,7 +271,7 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
         UsbpoError: the task is unknown, its environment cannot be made, the data do not fit it, or the output cannot
             be written.
     """
-    keys = config.load_run(task, METHOD, config.FOLDERS).environment
+    keys = load_run(task, METHOD, FOLDERS).environment
     simulator = Simulator(keys.id, keys.arguments)
     simulator.close()
     check_fits(recorded, simulator, task)

@@ -40,23 +40,40 @@ def drawn(values: Tensor, members: Tensor) -> Tensor:
     return values.gather(0, members[None, :, None].expand(1, -1, values.shape[2])).squeeze(0)
 
 
-def as_written(m1: tuple[Tensor, Tensor], m2: tuple[Tensor, Tensor], members: Tensor) -> Objective:
+def as_written(
+    m1: tuple[Tensor, Tensor],
+    m2: tuple[Tensor, Tensor],
+    members: Tensor,
+    m_star: tuple[Tensor, Tensor] | None = None,
+) -> Objective:
     """Shift and bias as the poster writes them, a mean over rows of per-row distances.
 
-    Shift: W2 between the drawn member of M1 and the drawn member j of M2. Bias: p_M* is unknown, so the other
-    members of M2 stand for it: the mean of W2(M2_j, M2_m) over the members m ≠ j.
+    Shift: W2 between the drawn member of M1 and the drawn member j of M2. Bias: p_M* is unknown, so other members
+    stand for it: the mean of W2(M2_j, M*_m) over the members m ≠ j.
 
     Args:
         m1: mean and standard deviation of M1's drawn member, each (rows, dim).
         m2: mean and standard deviation of all of M2, each (members, rows, dim).
         members: (rows,), the member j of M2 drawn for each row.
+        m_star: mean and standard deviation of the members that stand for M*, each (members, rows, dim), constants;
+            without it those of M2 itself, which move along.
     """
-    mean, std = m2
-    mean_j, std_j = drawn(mean, members), drawn(std, members)
+    mean_j, std_j = (drawn(values, members) for values in m2)
     shift = w2(*m1, mean_j, std_j).mean()
-    # The member's distance to itself is 0 and adds nothing to the sum.
-    bias = w2(mean_j, std_j, mean, std).sum(dim=0).mean() / (len(mean) - 1)
+    others = m2 if m_star is None else m_star
+    bias = distances_to_others(mean_j, std_j, *others, members).mean() / (len(others[0]) - 1)
     return Objective(shift, bias)
+
+
+def distances_to_others(mean_j: Tensor, std_j: Tensor, mean: Tensor, std: Tensor, members: Tensor) -> Tensor:
+    """Sum over m ≠ j of W2 between the member j of each row, (rows, dim), and the members m, (members, rows, dim).
+
+    Member m = j is left out: where M2 has moved, its distance to its own former self is not 0.
+
+    Args:
+        members: (rows,), the member j of each row.
+    """
+    return w2(mean_j, std_j, mean, std).scatter(0, members[None], 0.0).sum(dim=0)
 
 
 def as_released(m1: tuple[Tensor, Tensor], m2: tuple[Tensor, Tensor], members: Tensor) -> Objective:
@@ -64,7 +81,7 @@ def as_released(m1: tuple[Tensor, Tensor], m2: tuple[Tensor, Tensor], members: T
 
     One square root over the sum of the whole batch, divided by the number of rows; the variance part counts only
     the entries (row i, dimension i); the bias is the sum of such distances to each of the members, divided by one
-    less. Arguments as in `as_written`.
+    less. Those members are M2's own and move along. Arguments as in `as_written`.
     """
     mean, std = m2
     count, batch = mean.shape[:2]
@@ -77,7 +94,3 @@ def as_released(m1: tuple[Tensor, Tensor], m2: tuple[Tensor, Tensor], members: T
     shift = distance(*m1, mean_j, std_j) / batch
     bias = distance(mean_j, std_j, mean, std).sum() / batch / (count - 1)
     return Objective(shift, bias)
-
-
-LOSSES = {"as_written": as_written, "as_released": as_released}
-"""The two forms of the objective, by the value of `phase2.loss`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from usbpo.artifacts import blocks, layout
 from usbpo.environments.tasks import Simulator
-from usbpo.experiment.plan import Run
+from usbpo.experiment.run import Run
 from usbpo.experiment.sizes import Sizes
 from usbpo.monitor.calibration import Speeds, calibrate
 

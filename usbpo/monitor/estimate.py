@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from usbpo.artifacts import layout
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
 from usbpo.monitor.costs import EPOCHS, Costs, OfCycle, costs_of
-from usbpo.monitor.status import benchmark_seconds, duration
+from usbpo.monitor.duration import duration
+from usbpo.monitor.measured import benchmark_seconds
 from usbpo.workspace.restoring import files_of, jobs_to_run
 
 PLANNED_BYTES = 45_000

@@ -1,6 +1,7 @@
 """Figures that compare methods: aggregate scores, and the probability of improvement, each with its intervals."""
 
 from collections.abc import Sequence
+from math import isnan
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -74,7 +75,7 @@ def _panels(panels: dict[str, Rows], methods: Sequence[str], style: dict[str, Lo
                 if (method, score) in rows:
                     estimate = rows[method, score]
                     ends = (float(estimate.low), float(estimate.high))
-                    drawing.interval_bar(
+                    _interval_bar(
                         axes, place + shift, float(estimate.value), ends, style[method], hollow=score == "area"
                     )
         axes.set_title(name)
@@ -124,4 +125,31 @@ def _bars(seeds: str) -> str:
         ". One seed has no interval over seeds."
         if seeds == "1 seed"
         else "; bars: 95 % stratified-bootstrap intervals."
+    )
+
+
+def _interval_bar(
+    axes: Axes, place: float, value: float, ends: tuple[float, float], look: Look, *, hollow: bool
+) -> None:
+    """A statistic at the height `place`, with its interval as a bar where there is one (`ends` not NaN)."""
+    if not isnan(ends[0]):
+        axes.hlines(
+            place,
+            *ends,
+            color=look.tint if hollow else look.colour,
+            linewidth=3.0 if hollow else 5.0,
+            alpha=1.0 if hollow else 0.45,
+            zorder=2,
+        )
+    axes.plot(
+        [value],
+        [place],
+        color=look.colour,
+        linestyle="none",
+        marker=look.marker,
+        markersize=6 if hollow else 8.5,
+        markerfacecolor="white" if hollow else look.colour,
+        markeredgecolor=look.colour if hollow else "white",
+        markeredgewidth=1.4 if hollow else 1.0,
+        zorder=3,
     )

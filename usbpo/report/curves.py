@@ -1,6 +1,7 @@
 """Figures of returns over on-policy steps: ours, and beside the published ones. Colours are methods."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from usbpo.report import drawing
-from usbpo.report.drawing import Array, Dashes, End, Look
+from usbpo.report.drawing import Array, Dashes, Look
 from usbpo.report.published import RELATED, PublishedCurve, published, related, representative
 from usbpo.report.scores import Curve
 
@@ -19,8 +20,18 @@ FEW_METHODS = 2
 GREYS = ("#4D4D4D", "#6E6E6E", "#8F8F8F", "#B0B0B0")
 WIDEST = 4
 """Beside short curves of ours, published ones are drawn up to so many times as many steps."""
+PUBLISHED_DASHES: tuple[Dashes, ...] = ((0, (5, 2)), (0, (2, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (1, 1.2)))
 COMPARED = ("mbpo", "cmlo", "sac")
 """Published algorithms that stand in the learning curves; all others only in their own figure."""
+
+
+class End(NamedTuple):
+    """The right end of a line, and what is written beside it."""
+
+    value: float
+    text: str
+    colour: str
+    bold: bool = True
 
 
 def learning_curves(curves: Sequence[Curve]) -> Figure:
@@ -34,12 +45,12 @@ def learning_curves(curves: Sequence[Curve]) -> Figure:
         top = max(curve.steps[-1] for curve in curves if curve.task == task)
         for other in _within(task, top):
             x, y = _up_to(other, top)
-            drawing.published_line(axes, x, y, *_published_look(other, style), other.seeds == 1)
+            _published_line(axes, x, y, *_published_look(other, style), other.seeds == 1)
             shown[other.label] = other
             ends.append(_end(other, y, f"{other.label}, published", style))
         _finish(axes, task, 6 if single else 5)
         if single:
-            drawing.label_ends(axes, ends, gap=0.075 if len(ends) < 9 else 0.06)
+            _label_ends(axes, ends, gap=0.075 if len(ends) < 9 else 0.06)
     if not single:
         lines = [
             Line2D([], [], color=colour, linewidth=1.3, linestyle=dashes, label=f"{label}, published")
@@ -66,11 +77,11 @@ def beside_published(curves: Sequence[Curve]) -> Figure:
             if other.steps[0] >= top:
                 continue
             x, y = _up_to(other, top)
-            drawing.published_line(axes, x, y, *_published_look(other, style), other.seeds == 1)
+            _published_line(axes, x, y, *_published_look(other, style), other.seeds == 1)
             name = f"{other.label}, {other.task}" if other.task != task else other.label
             ends.append(_end(other, y, name, style))
         _finish(axes, task, 5)
-        drawing.label_ends(axes, ends, size=11 if single else 10, gap=0.05 if single else 0.062)
+        _label_ends(axes, ends, size=11 if single else 10, gap=0.05 if single else 0.062)
     drawing.label_first_column(panels, "Return")
     drawing.legend(figure, [look for method, look in style.items() if _on(curves, known, method)])
     others = [RELATED[task] for task in known if related(task)]
@@ -138,7 +149,7 @@ def _published_look(curve: PublishedCurve, style: dict[str, Look]) -> tuple[str,
     names = sorted({other.algorithm for other in published(curve.task) + related(curve.task)} - set(style))
     own = style.get(curve.algorithm)
     sources = list(dict.fromkeys(other.source for other in published(curve.task) if other.algorithm == curve.algorithm))
-    dashes = drawing.PUBLISHED_DASHES[sources.index(curve.source) % 3]
+    dashes = PUBLISHED_DASHES[sources.index(curve.source) % 3]
     return own.faded if own else GREYS[names.index(curve.algorithm) % len(GREYS)], dashes
 
 
@@ -173,3 +184,44 @@ def _explanation(curves: Sequence[Curve], compared: bool) -> str:
     )
     thin = f" Thin: one seed, mean of {episodes} evaluation episodes." if drawn else ""
     return f"Bold: interquartile mean over {number}. Shaded: its 95 % bootstrap interval{few}{single}.{thin}{more}"
+
+
+def _published_line(axes: Axes, x: Array, y: Array, colour: str, dashes: Dashes, single: bool) -> None:
+    """A curve of other people: thin, broken, behind our means; thinner yet, as it jumps, if it is of a single seed."""
+    axes.plot(x, y, color=colour, linewidth=0.7 if single else 1.3, linestyle=dashes, zorder=2.5)
+
+
+def _label_ends(axes: Axes, ends: Sequence[End], size: float = 16, gap: float = 0.075) -> None:
+    """Write at the right end of each line what it is, none over another.
+
+    Args:
+        axes: the panel; its y axis is fixed by this.
+        ends: the first one comes to stand on top of equally high ones.
+        size: of the text, in points.
+        gap: between two lines of text, as a share of the panel's height.
+    """
+    low, high = axes.get_ylim()
+    # Ties from the last one up, so that the first one comes to stand on top.
+    places = sorted(((end.value - low) / (high - low), -i) for i, end in enumerate(ends))
+    # Least squares under "each at least `gap` above the one below": pool neighbours that are too close.
+    pools: list[list[float]] = []
+    for i, (place, _) in enumerate(places):
+        pools.append([place - i * gap])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    heights = [float(np.mean(pool)) for pool in pools for _ in pool]
+    heights = [height + i * gap for i, height in enumerate(heights)]
+    for height, (_, i) in zip(heights, places, strict=True):
+        end = ends[-i]
+        axes.text(
+            1.015,
+            height,
+            end.text,
+            transform=axes.transAxes,
+            color=end.colour,
+            fontsize=size if end.bold else min(size, 11),
+            fontweight="bold" if end.bold else "normal",
+            va="center",
+            ha="left",
+        )
+    axes.set_ylim(low, high)

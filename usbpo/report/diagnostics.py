@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import nan
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from usbpo.report import drawing
@@ -121,7 +122,7 @@ def policy_diagnostics(runs: Sequence[Run]) -> Figure:
             drawing.y_axis(axes)
         targets = {metrics.target_entropy for run in runs if run.files.task == task for metrics in run.policy}
         for target in sorted(target for target in targets if target is not None):
-            drawing.target_line(entropy, target)
+            _target_line(entropy, target)
         drawing.log_axis([temperature])
         drawing.log_axis([loss])
     for axes, title in zip(rows[0], ("Temperature", "Entropy (nats)", "Critic loss", "Q value"), strict=True):
@@ -189,3 +190,18 @@ def _spread(runs: Sequence[Run]) -> str:
     """What is drawn where a line is a mean over seeds."""
     seeds = max(len(group) for group in grouped(runs).values())
     return "One seed." if seeds == 1 else f"Lines: mean over {seeds} seeds. Shaded, of solid lines: minimum to maximum."
+
+
+def _target_line(axes: Axes, value: float) -> None:
+    """A dotted line at the value that is aimed at, named beside it."""
+    axes.axhline(value, color=drawing.INK, linewidth=1.2, linestyle=(0, (1, 2)))
+    axes.annotate(
+        "target",
+        (1, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        ha="left",
+        va="center",
+        fontsize=12,
+    )

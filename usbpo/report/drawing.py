@@ -1,15 +1,16 @@
 """How figures are drawn: the house style, colours, lines over seeds, axes and legends.
 
+What only one figure draws stands with it.
 Drawn with matplotlib's own fonts and with no global state, so that equal data gives equal bytes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import ceil, floor, isnan, log10
+from math import ceil, floor, log10
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -34,6 +35,7 @@ NAMES = {
     "mbpo": "MBPO",
     "cmlo": "CMLO",
     "sac": "SAC",
+    "usbpo-moving": "USB-PO, moving M*",
     "usbpo-shift": "USB-PO, shift only",
     "usbpo-bias": "USB-PO, bias only",
     "usbpo-as-released": "USB-PO as released",
@@ -51,7 +53,6 @@ MARKED = 15
 """Lines of up to this many points show each of them."""
 Dashes = tuple[float, tuple[float, ...]]
 DASHES: Dashes = (0, (3, 1.6))
-PUBLISHED_DASHES: tuple[Dashes, ...] = ((0, (5, 2)), (0, (2, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (1, 1.2)))
 
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -186,38 +187,6 @@ def line(axes: Axes, x: Array, y: Array, look: Look, *, dashed: bool = False) ->
         zorder=3 - look.rank / 100,
     )
     return float(y[-1])
-
-
-def published_line(axes: Axes, x: Array, y: Array, colour: str, dashes: Dashes, single: bool) -> None:
-    """A curve of other people: thin, broken, behind our means; thinner yet, as it jumps, if it is of a single seed."""
-    axes.plot(x, y, color=colour, linewidth=0.7 if single else 1.3, linestyle=dashes, zorder=2.5)
-
-
-def interval_bar(
-    axes: Axes, place: float, value: float, ends: tuple[float, float], look: Look, *, hollow: bool
-) -> None:
-    """A statistic at the height `place`, with its interval as a bar where there is one (`ends` not NaN)."""
-    if not isnan(ends[0]):
-        axes.hlines(
-            place,
-            *ends,
-            color=look.tint if hollow else look.colour,
-            linewidth=3.0 if hollow else 5.0,
-            alpha=1.0 if hollow else 0.45,
-            zorder=2,
-        )
-    axes.plot(
-        [value],
-        [place],
-        color=look.colour,
-        linestyle="none",
-        marker=look.marker,
-        markersize=6 if hollow else 8.5,
-        markerfacecolor="white" if hollow else look.colour,
-        markeredgecolor=look.colour if hollow else "white",
-        markeredgewidth=1.4 if hollow else 1.0,
-        zorder=3,
-    )
 
 
 def thin_lines(axes: Axes, x: Array, values: Array, look: Look) -> None:
@@ -413,51 +382,6 @@ def line_kinds(solid: str, dashed: str) -> list[Line2D]:
     ]
 
 
-class End(NamedTuple):
-    """The right end of a line, and what is written beside it."""
-
-    value: float
-    text: str
-    colour: str
-    bold: bool = True
-
-
-def label_ends(axes: Axes, ends: Sequence[End], size: float = 16, gap: float = 0.075) -> None:
-    """Write at the right end of each line what it is, none over another.
-
-    Args:
-        axes: the panel; its y axis is fixed by this.
-        ends: the first one comes to stand on top of equally high ones.
-        size: of the text, in points.
-        gap: between two lines of text, as a share of the panel's height.
-    """
-    low, high = axes.get_ylim()
-    # Ties from the last one up, so that the first one comes to stand on top.
-    places = sorted(((end.value - low) / (high - low), -i) for i, end in enumerate(ends))
-    # Least squares under "each at least `gap` above the one below": pool neighbours that are too close.
-    pools: list[list[float]] = []
-    for i, (place, _) in enumerate(places):
-        pools.append([place - i * gap])
-        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    heights = [float(np.mean(pool)) for pool in pools for _ in pool]
-    heights = [height + i * gap for i, height in enumerate(heights)]
-    for height, (_, i) in zip(heights, places, strict=True):
-        end = ends[-i]
-        axes.text(
-            1.015,
-            height,
-            end.text,
-            transform=axes.transAxes,
-            color=end.colour,
-            fontsize=size if end.bold else min(size, 11),
-            fontweight="bold" if end.bold else "normal",
-            va="center",
-            ha="left",
-        )
-    axes.set_ylim(low, high)
-
-
 def name_rows(panels: Sequence[Sequence[Axes]], tasks: Sequence[str]) -> None:
     """Write the tasks, if there are several, left of the rows of panels."""
     if len(tasks) == 1:
@@ -475,21 +399,6 @@ def name_rows(panels: Sequence[Sequence[Axes]], tasks: Sequence[str]) -> None:
             fontsize=13,
             fontweight="bold",
         )
-
-
-def target_line(axes: Axes, value: float) -> None:
-    """A dotted line at the value that is aimed at, named beside it."""
-    axes.axhline(value, color=INK, linewidth=1.2, linestyle=(0, (1, 2)))
-    axes.annotate(
-        "target",
-        (1, value),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 0),
-        textcoords="offset points",
-        ha="left",
-        va="center",
-        fontsize=12,
-    )
 
 
 def note(figure: Figure, text: str) -> None:

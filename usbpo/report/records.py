@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +110,9 @@ class Terms(BaseModel):
 
     shift: float | None
     surrogate_bias: float
+    """To M2's other members"""
+    surrogate_bias_fixed: float | None = None
+    """To M2's other members as phase 1 left them; null where there is no phase 2, or it was not measured yet"""
     true_bias: float | None
     error: float | None
     """Mean distance of M2's mean from the real outcome"""
@@ -118,6 +121,7 @@ class Terms(BaseModel):
     previous_bias: float | None
     bracket: float | None
     rank_correlation: float | None
+    rank_correlation_fixed: float | None = None
     true_bias_max: float | None
     bound_shift_term: float | None
     bound_policy_term: float | None
@@ -175,13 +179,21 @@ class Theory(Metrics):
     depth: list[DepthLine] | None
 
 
+class Biases(NamedTuple):
+    """Surrogate and true bias of single rows, (rows,) each, in W2."""
+
+    surrogate: NDArray[np.float32]
+    true: NDArray[np.float32]
+    fixed: NDArray[np.float32] | None
+    """The surrogate to the other members as phase 1 left them; None as in `Terms`"""
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Surrogate and true bias of single rows, by place (`holdout`, `rollout`) and phase (`before`, `after`)."""
+    """Biases of single rows, by place (`holdout`, `rollout`) and phase (`before`, `after`)."""
 
     cycle: int
-    biases: dict[tuple[str, str], tuple[NDArray[np.float32], NDArray[np.float32]]]
-    """Surrogate and true bias, (rows,) each, in W2"""
+    biases: dict[tuple[str, str], Biases]
 
 
 class PolicyLine(BaseModel):
@@ -272,7 +284,7 @@ def read_run(files: RunFiles, root: Path) -> Run:
 
 
 def read_rows(files: RunFiles, cycle: int, root: Path) -> Rows:
-    """Read surrogate and true bias of each row; none where the true bias was not measured.
+    """Read the biases of each row; none where the true bias was not measured.
 
     Raises:
         UsbpoError: the file is missing, damaged, or of another run or cycle.
@@ -285,8 +297,12 @@ def read_rows(files: RunFiles, cycle: int, root: Path) -> Rows:
             group, _, last = name.rpartition("/")
             if last == "true_bias":
                 place, _, phase = group.partition("/")
-                surrogate = arrays.take(f"{group}/surrogate_bias", np.float32)
-                found[place, phase] = (surrogate, arrays.take(name, np.float32))
+                fixed = f"{group}/surrogate_bias_fixed"
+                found[place, phase] = Biases(
+                    arrays.take(f"{group}/surrogate_bias", np.float32),
+                    arrays.take(name, np.float32),
+                    arrays.take(fixed, np.float32) if fixed in arrays else None,
+                )
     return Rows(cycle, found)
 
 

@@ -1,10 +1,7 @@
 """The tables of an experiment: final returns, comparisons, and the numbers behind every figure."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from math import isnan
 
 import numpy as np
@@ -14,95 +11,7 @@ from usbpo.report.published import SHARES, published, related
 from usbpo.report.records import Run, grouped
 from usbpo.report.scores import ALL_TASKS, BASE, SCORES, Curve, Improvement, Pooled, Scores, TaskScores
 from usbpo.report.statistics import Estimate, median_with_never
-
-STYLE = (
-    "body{font:15px/1.45 sans-serif;color:#222;margin:2em;max-width:75em}h1{font-size:1.3em}h2{font-size:1.1em}"
-    "table{border-collapse:collapse;margin-bottom:1.5em}"
-    "th,td{padding:.3em .8em;text-align:right;border-bottom:1px solid #e6e6e6;white-space:nowrap}"
-    "th{border-bottom:2px solid #666;white-space:normal;vertical-align:bottom}"
-    "td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}p{margin:.4em 0;color:#666}"
-)
-"""Of the pages that tables are, in the colours of the figures."""
-
-Cell = str | int | float | bool | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Column names and rows; an empty cell is None."""
-
-    columns: tuple[str, ...]
-    rows: list[tuple[Cell, ...]]
-
-    def csv(self) -> str:
-        """The table as comma-separated values; numbers in full precision, true and false in small letters."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([_cell(value) for value in row] for row in self.rows)
-        return text.getvalue()
-
-
-def _cell(value: Cell) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A further table of a page."""
-
-    heading: str
-    columns: tuple[str, ...]
-    rows: list[list[str]]
-    """The first two columns are names, the others numbers."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """A table to be read, with what its reader needs to know."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[list[str]]
-    """The first two columns are names, the others numbers."""
-    remarks: list[str]
-    explanation: str
-    further: tuple[Part, ...] = ()
-
-    def markdown(self) -> str:
-        """As a Markdown file."""
-        lines = [f"# {self.title}", "", *_markdown(self.columns, self.rows)]
-        lines += ["", *(f"- {remark}" for remark in self.remarks), *([""] if self.remarks else []), self.explanation]
-        for part in self.further:
-            lines += ["", f"## {part.heading}", "", *_markdown(part.columns, part.rows)]
-        return "\n".join(lines) + "\n"
-
-    def html(self) -> str:
-        """As a page of its own, which `snakemake --report` shows."""
-        further = "".join(f"<h2>{escape(part.heading)}</h2>\n{_html(part.columns, part.rows)}" for part in self.further)
-        remarks = "".join(f"<p>{escape(remark)}</p>\n" for remark in self.remarks)
-        return (
-            f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(self.title)}</title>\n'
-            f"<style>{STYLE}</style></head>\n<body>\n<h1>{escape(self.title)}</h1>\n"
-            f"{_html(self.columns, self.rows)}{remarks}<p>{escape(self.explanation)}</p>\n{further}</body>\n</html>\n"
-        )
-
-
-def _markdown(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    """The lines of a table; the first two columns are names, the others numbers."""
-    head, *body = (f"| {' | '.join(cells)} |" for cells in (columns, *rows))
-    ruler = [":--"] * 2 + ["--:"] * (len(columns) - 2)
-    return [head, f"|{'|'.join(ruler)}|", *body]
-
-
-def _html(columns: tuple[str, ...], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+from usbpo.report.tabular import Cell, Page, Part, Table
 
 
 @dataclass(frozen=True)

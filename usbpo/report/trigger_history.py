@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from usbpo.report import drawing
 from usbpo.report.drawing import Array, Look
 from usbpo.report.records import Run, grouped, methods_of
-from usbpo.report.tables import Cell, Table
+from usbpo.report.tabular import Cell, Table
 
 
 def figure(runs: Sequence[Run]) -> Figure:

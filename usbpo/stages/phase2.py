@@ -14,7 +14,7 @@ from usbpo.artifacts.header import parameters_of
 from usbpo.errors import UsbpoError
 from usbpo.model.ensemble import BOUNDS, KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, standardise
 from usbpo.model.passes import Forward, Passes, number_type
-from usbpo.model.wasserstein import LOSSES, Objective
+from usbpo.model.wasserstein import Objective, as_released, as_written
 from usbpo.numerics import device as devices
 from usbpo.numerics.device import captured
 from usbpo.numerics.optimizer import Adam, Params, copied, trainable
@@ -42,6 +42,8 @@ class Compared:
     """Outputs of M1's member i, (rows, 2 · (obs_dim + 1)): mean, and log-variance before its bounds"""
     members: Tensor
     """The members j of M2, (rows,)"""
+    m_star: Tensor | None
+    """Outputs of all members that stand for M*, (members, rows, 2 · (obs_dim + 1)); None where M2's own do"""
 
 
 def draw_members(count: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -51,43 +53,51 @@ def draw_members(count: int, rows: int, generator: torch.Generator) -> tuple[Ten
 
 
 class FineTuning:
-    """M1, M2 in training, and the form of the objective between them.
+    """M1, M2 in training, what stands for M*, and the form of the objective between them.
+
+    M* is a constant (poster eq 3). So what stands for it is M2 as it is given, which stands still (`fixed`); the
+    released code has M2's own members, which move along (`moving`).
 
     What is compared are the Gaussians of (reward, s' − s): all those of a row lie nearer to the origin by the same s
     than the ones of (reward, s'), and so their distances are the same.
     """
 
-    def __init__(self, m1: Ensemble, m2: Ensemble, loss: str) -> None:
-        self.m1, self.m2, self.loss, self.released = m1, m2, LOSSES[loss], loss == "as_released"
-        self.params = copied(m2.params)
+    def __init__(self, m1: Ensemble, m2: Ensemble, loss: str, stand_in: str) -> None:
+        self.m1, self.m2, self.released, self.fixed = m1, m2, loss == "as_released", stand_in == "fixed"
+        self.params, self.m_star = copied(m2.params), copied(m2.params)
         self._m1_networks = Forward(m1.params, products=m1.products)
+        self._m_star_networks = Forward(self.m_star, products=m2.products)
 
     def compared(self, rows: Rows) -> Compared:
-        """What M1 says of the rows, which is a constant."""
+        """What M1 and a stand-in for M* that stands still say of the rows, which are constants."""
         inputs = torch.cat([rows.observations, rows.actions], dim=1)
         # The released code backs up M1's weights alone: it shares M2's scaler and log-variance bounds.
         first = self._m1_networks.one_member_each(
             rows.members1, standardise(self.m2 if self.released else self.m1, inputs)
         )
-        return Compared(standardise(self.m2, inputs), first, rows.members2)
+        own = standardise(self.m2, inputs)
+        return Compared(own, first, rows.members2, self._m_star_networks.all_members(own) if self.fixed else None)
 
     def objective(self, rows: Compared) -> Objective:
         """Shift and bias on the rows."""
         with torch.no_grad():
             second = Forward(self.params, products=self.m2.products).all_members(rows.inputs)
-            return self.between(rows.m1, second, rows.members, self.params)
+            return self.between(rows.m1, second, rows.members, rows.m_star, self.params)
 
-    def between(self, m1: Tensor, m2: Tensor, members: Tensor, bounds: Params) -> Objective:
+    def between(self, m1: Tensor, m2: Tensor, members: Tensor, m_star: Tensor | None, bounds: Params) -> Objective:
         """Shift and bias from the networks' outputs; differentiable in those of M2 and in its bounds.
 
         Args:
             m1: of one member for each row, (rows, 2 · (obs_dim + 1)).
             m2: of all members, (members, rows, 2 · (obs_dim + 1)).
             members: (rows,), the member of M2 drawn for each row.
+            m_star: of the members that stand for M*, as those of M2; None where M2's own do.
             bounds: of M2's log-variance.
         """
-        first = gaussian(bounds if self.released else self.m1.params, m1)
-        return self.loss(first, gaussian(bounds, m2), members)
+        first, second = gaussian(bounds if self.released else self.m1.params, m1), gaussian(bounds, m2)
+        if self.released:
+            return as_released(first, second, members)
+        return as_written(first, second, members, None if m_star is None else gaussian(self.m_star, m_star))
 
 
 class Descent:
@@ -107,6 +117,7 @@ class Descent:
         self._passes = Passes(tuning.params, adam.gradients, rows, tuning.m2.products)
         self._m1 = self._passes.outputs.new_zeros(self._passes.outputs.shape[1:])
         self._members = torch.zeros(rows, dtype=torch.int64, device=self._m1.device)
+        self._m_star = torch.zeros_like(self._passes.outputs) if tuning.fixed else None
         self._step = captured(self.once, self._m1.device, adam.changes())
 
     def step(self, rows: Compared) -> None:
@@ -114,13 +125,15 @@ class Descent:
         self._passes.inputs.copy_(rows.inputs)
         self._m1.copy_(rows.m1)
         self._members.copy_(rows.members)
+        if self._m_star is not None and rows.m_star is not None:
+            self._m_star.copy_(rows.m_star)
         self._step()
 
     def once(self) -> None:
         self._passes.forward()
         outputs = self._passes.outputs.detach().requires_grad_()
         bounds = trainable({name: self._tuning.params[name] for name in BOUNDS})
-        objective = self._tuning.between(self._m1, outputs, self._members, bounds)
+        objective = self._tuning.between(self._m1, outputs, self._members, self._m_star, bounds)
         to_outputs, *to_bounds = torch.autograd.grad(objective.of(self._terms), [outputs, *bounds.values()])
         self._passes.deltas.copy_(to_outputs)
         for name, gradient in zip(bounds, to_bounds, strict=True):
@@ -132,7 +145,7 @@ class Descent:
 def fine_tune(
     tuning: FineTuning,
     draw: Callable[[], Rows],
-    validation: Rows,
+    validation: Compared,
     *,
     learning_rate: float,
     batch_size: int,
@@ -152,8 +165,7 @@ def fine_tune(
     """
     adam = Adam(tuning.params, learning_rate, tuning.m2.finetune)
     descent = Descent(tuning, adam, batch_size, terms)
-    unchanging = tuning.compared(validation)
-    watched = captured(lambda: tuning.objective(unchanging).of(terms), validation.observations.device)
+    watched = captured(lambda: tuning.objective(validation).of(terms), validation.inputs.device)
     values = [float(watched())]
     best, best_step, best_params = values[0], 0, copied(tuning.params)
     stopped = "max_steps reached"
@@ -191,13 +203,14 @@ def phase2(
     patience: int,
     loss: str,
     terms: str,
+    stand_in: str,
     retained_updates: int | None = None,
     model_every: int = 1,
     check: int | None = None,
     device: str = "auto",
     precision: str = "float32",
 ) -> None:
-    """Fine-tune M2 so that it is close to M1 and its members agree, on the states that π1 visits in M1.
+    """Fine-tune M2 so that it lies between M1 and what stands for M*, on the states that π1 visits in M1.
 
     Args:
         data: blocks and shards of D_env, oldest first; its hold-out rows are those of phase 1.
@@ -233,7 +246,7 @@ def phase2(
 
     members = m2.architecture.members
     generator = torch_generator(seed, number, "phase2", place)
-    tuning = FineTuning(m1, m2, loss)
+    tuning = FineTuning(m1, m2, loss, stand_in)
     # The released code draws the members once, when it builds its graph, one for each place in a batch.
     once = torch_generator(seed, 0, "phase2_members", place) if tuning.released else None
     if once is not None:
@@ -255,7 +268,8 @@ def phase2(
     watched = torch.randint(len(holdout_rows), (validation_rows,), generator=generator, device=place)
     obs_dim = m2.architecture.obs_dim
     validation_inputs = holdout.inputs[watched]
-    validation = Rows(validation_inputs[:, :obs_dim], validation_inputs[:, obs_dim:], *draw_for(validation_rows))
+    drawn_inputs = validation_inputs[:, :obs_dim], validation_inputs[:, obs_dim:]
+    validation = tuning.compared(Rows(*drawn_inputs, *draw_for(validation_rows)))
 
     mse_before = holdout_mse(m2, m2.params, holdout.inputs, holdout.targets)
     before = _described(tuning, validation)
@@ -300,7 +314,7 @@ def phase2(
     print(f"{len(values) - 1} steps ({stopped}), shift + bias {before['sum']:.4g} → {after['sum']:.4g}")
 
 
-def _described(tuning: FineTuning, rows: Rows) -> dict[str, float]:
+def _described(tuning: FineTuning, rows: Compared) -> dict[str, float]:
     """Shift, bias and their sum on the rows, for the metrics."""
-    shift, bias = (float(value) for value in tuning.objective(tuning.compared(rows)))
+    shift, bias = (float(value) for value in tuning.objective(rows))
     return {"shift": shift, "bias": bias, "sum": shift + bias}

@@ -14,6 +14,7 @@ from usbpo.worker.protocol import (
     fingerprint,
     is_private,
     is_served,
+    read_identity,
     site,
 )
 
@@ -31,7 +32,7 @@ VERBOSE = "USBPO_WARM_VERBOSE"
 """Environment variable: 1 says on stderr why a stage did not go to the worker."""
 
 PATIENCE_SECONDS = 20.0
-"""How long a client waits for a worker that is still importing."""
+"""How long a client waits for a worker that is still importing, or does not answer."""
 
 
 def main() -> int:
@@ -76,8 +77,16 @@ def _direct(argv: list[str]) -> int:
             print(f"usbpo: {error}", file=sys.stderr)
             return 1
     from usbpo.commands import cli
+    from usbpo.worker import streams
 
-    return cli.main(argv, also=[_worker_verb()])
+    streams.take_over()
+    try:
+        status = cli.main(argv, also=[_worker_verb()])
+    except OSError:
+        if not streams.have_failed():
+            raise
+        status = 1
+    return streams.settle(status, argv)
 
 
 def _worker_verb() -> "Callable[..., None]":
@@ -88,22 +97,47 @@ def _worker_verb() -> "Callable[..., None]":
 
 
 def _warm(path: str, argv: list[str]) -> int | None:
-    """Have the worker at `path` run the stage `argv`; None means that nothing was started and that we must run it."""
+    """Have the worker at `path` run the stage `argv`; None means that we must run it, and that nobody else does."""
     import _socket as socket
 
+    if not _may_ask(path):
+        return None
+    worker = read_identity(path)
     on_interrupt = signal.getsignal(signal.SIGINT)
     if on_interrupt is signal.default_int_handler:  # until the stage starts, Ctrl-C just ends us, without a traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if _may_ask(path) and _ask(connection, path, argv):
-            return _outcome(connection)
+        if not _connect(connection, path):
+            _say(f"no worker serves {path}")
+            _replace(path, worker)
+        elif _ask(connection, argv):
+            return _outcome(connection, worker)
+    except _Lost as error:
+        print(f"usbpo: {error}; it runs again, directly.", file=sys.stderr)
+        _replace(path, worker)
     except OSError as error:
         _say(f"the worker cannot be asked ({error})")
+        _replace(path, worker)
     finally:
         connection.close()
     signal.signal(signal.SIGINT, on_interrupt)
     return None  # run it here
+
+
+class _Lost(Exception):
+    """The worker has ended while it ran the stage, and the stage with it."""
+
+
+def _replace(path: str, worker: str) -> None:
+    """Have another worker serve the stages to come, in place of one that is dead or silent."""
+    from usbpo.errors import UsbpoError
+    from usbpo.worker import starting
+
+    try:
+        starting.start_again(path, worker)
+    except (OSError, UsbpoError) as error:
+        _say(f"no worker can be started in its place ({error})")
 
 
 def _may_ask(path: str) -> bool:
@@ -119,19 +153,17 @@ def _may_ask(path: str) -> bool:
     return False
 
 
-def _ask(connection: "Socket", path: str, argv: list[str]) -> bool:
+def _ask(connection: "Socket", argv: list[str]) -> bool:
     """Offer the stage to the worker: True once it has accepted.
 
     Raises:
         OSError: the worker vanished, or is silent. Nothing was started: that takes our `GO`.
     """
-    if not _connect(connection, path):
-        _say(f"no worker serves {path}")
-        return False
-    connection.settimeout(PATIENCE_SECONDS)
     _send_request(connection, argv)
     if (answer := _answer(connection)) == ACCEPTED:
         return True
+    if not answer:
+        raise ConnectionError("it has ended")
     _say(f"the worker answered {answer.decode()!r}")
     return False
 
@@ -148,6 +180,7 @@ def _connect(connection: "Socket", path: str) -> bool:
     """Connect to the worker, waiting for it while it is still importing; False where there is none to wait for."""
     import time
 
+    connection.settimeout(PATIENCE_SECONDS)
     deadline = time.monotonic() + PATIENCE_SECONDS
     served = True
     while True:
@@ -179,13 +212,14 @@ def _send_request(connection: "Socket", argv: list[str]) -> None:
         connection.sendall(rest)
 
 
-def _outcome(connection: "Socket") -> int | None:
+def _outcome(connection: "Socket", worker: str) -> int | None:
     """Let the stage start, pass signals on to it, and end as it ends; None where it could not be started.
 
     A signal travels as the byte of its number.
 
     Raises:
         OSError: the worker vanished before the stage was started.
+        _Lost: it ended later; so did the stage, which holds the connection as long as it lives.
     """
 
     def forward(number: int, _: object) -> None:
@@ -194,15 +228,11 @@ def _outcome(connection: "Socket") -> int | None:
         except OSError:
             pass  # the worker is gone: the answer below tells
 
-    connection.settimeout(None)
     connection.sendall(GO)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored here, as after nohup: no concern of the stage
             signal.signal(number, forward)
-    try:
-        answer = _answer(connection).split(maxsplit=1)
-    except OSError:
-        answer = []
+    answer = _last_answer(connection, worker).split(maxsplit=1)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is forward:
             signal.signal(number, signal.SIG_DFL)
@@ -214,8 +244,20 @@ def _outcome(connection: "Socket") -> int | None:
         case [b"refused", reason]:
             _say(f"the worker refused: {reason.decode().strip()}")
             return None
-    print("usbpo: the warm worker ended while it ran this stage, and the stage with it; run it again.", file=sys.stderr)
-    return 1
+    raise _Lost("the warm worker ended while it ran this stage, and the stage with it")
+
+
+def _last_answer(connection: "Socket", worker: str) -> bytes:
+    """What the worker says of the stage's end, however long that takes; "" where both have ended without a word."""
+    while True:
+        try:
+            return _answer(connection)
+        except TimeoutError:  # a stage may take hours; a worker that somebody has stopped would never tell of its end
+            from usbpo.worker import starting
+
+            starting.wake(worker)
+        except OSError:
+            return b""
 
 
 def _die_of(number: int) -> int:

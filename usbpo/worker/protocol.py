@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WORKER = "USBPO_WORKER"
-"""Environment variable: path of the worker's socket, as `usbpo.worker.server.start` returned it. Empty: no worker."""
+"""Environment variable: path of the worker's socket, as `usbpo.worker.starting.start` returned it. Empty: no worker."""
 
 SITE = "USBPO_SITE"
 """Environment variable: what `site` says to a client that starts without Python's site module."""
@@ -25,7 +25,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 ACCEPTED, GO = b"accepted", b"\0"
 """The worker's first answer to a request, and the client's word that starts the stage. Without it nothing is started,
 so a client that hears nothing can safely run the stage itself. The answers, a line each: `accepted`, then `exit N` or
-`signal N`; or, in place of either, `refused REASON`: nothing was started."""
+`signal N`; or, in place of either, `refused REASON`: nothing was started. The stage holds its end of the connection
+too: the client sees it closed without an answer only when worker and stage have both ended."""
 
 
 def fingerprint() -> str:
@@ -67,15 +68,28 @@ def identity_file(path: str) -> str:
     return path.removesuffix(".sock") + ".pid"
 
 
+def read_identity(path: str) -> str:
+    """Which process serves the socket `path`, or will, as `lifetime.identity` describes it; "" if nobody says."""
+    try:
+        with open(identity_file(path), encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def is_served(path: str) -> bool:
     """True while the worker of the socket `path` lives, also while it is still importing."""
+    return is_alive(read_identity(path))
+
+
+def is_alive(worker: str) -> bool:
+    """True while the worker that `read_identity` told of lives."""
     from usbpo.errors import UsbpoError
     from usbpo.workspace import lifetime
 
     try:
-        with open(identity_file(path), encoding="utf-8") as file:
-            return lifetime.alive(file.read().strip())
-    except (OSError, UsbpoError):
+        return lifetime.alive(worker)
+    except UsbpoError:
         return False
 
 

@@ -29,7 +29,7 @@ class Resident:
         self.pid, self.connection = pid, connection
 
     def give(self, block: bytes, descriptors: list[int]) -> bool:
-        """Hand over a request and its standard streams; False where the process has ended."""
+        """Hand over a request, its standard streams and its connection; False where the process has ended."""
         try:
             sent = socket.send_fds(self.connection, [len(block).to_bytes(LENGTH, "big") + block], descriptors)
             self.connection.sendall(block[max(0, sent - LENGTH) :])
@@ -50,11 +50,12 @@ def may_use_gpu(argv: list[str]) -> bool:
     return "--device" in argv[:-1] and argv[argv.index("--device") + 1] != "cpu"
 
 
-def go_on(connection: socket.socket, status: int, run: Callable[[bytes], int]) -> int:
+def go_on(connection: socket.socket, client: int, status: int, run: Callable[[bytes], int]) -> int:
     """In the process of a stage: run further ones as long as there is a reason to.
 
     Args:
-        status: exit status of the stage that has ended.
+        client: descriptor of the connection to the client of the stage that has ended.
+        status: exit status of that stage.
         run: runs the stage of a request, with the standard streams in place.
 
     Returns:
@@ -62,10 +63,12 @@ def go_on(connection: socket.socket, status: int, run: Callable[[bytes], int]) -
     """
     while status == 0 and holds_gpu() and not has_user_code():
         _tidy()
+        os.close(client)
         connection.sendall(b"\n")
-        block = _receive(connection)
-        if block is None:
+        received = _receive(connection)
+        if received is None:
             break
+        block, client = received
         status = run(block)
     return status
 
@@ -96,16 +99,21 @@ def _tidy() -> None:
         pass
 
 
-def _receive(connection: socket.socket) -> bytes | None:
-    """Wait for a request and put its standard streams in place; None when the worker has gone."""
+def _receive(connection: socket.socket) -> tuple[bytes, int] | None:
+    """Wait for a request and put its standard streams in place; None when the worker has gone.
+
+    Returns:
+        The request, and the descriptor of the connection to its client.
+    """
     received, descriptors = bytearray(), list[int]()
     while len(received) < LENGTH or len(received) < LENGTH + int.from_bytes(received[:LENGTH], "big"):
-        content, more, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+        content, more, _, _ = socket.recv_fds(connection, 1 << 16, 4)
         if not content:
             return None
         received += content
         descriptors += more
-    for target, descriptor in enumerate(descriptors):
+    *streams, client = descriptors
+    for target, descriptor in enumerate(streams):
         os.dup2(descriptor, target)
         os.close(descriptor)
-    return bytes(received[LENGTH:])
+    return bytes(received[LENGTH:]), client

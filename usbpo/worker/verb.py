@@ -12,6 +12,6 @@ def worker(
     ] = None,
 ) -> None:
     """Keep a warm process that stages fork from; Snakemake starts and ends one by itself."""
-    from usbpo.worker.server import run
+    from usbpo.worker.warm import run
 
     run(idle)

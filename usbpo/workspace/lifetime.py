@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from usbpo.errors import UsbpoError
+from usbpo.workspace import snakemake_inside
 
 OWNER = "USBPO_OWNER"
 """The environment variable that names the owner of a stage, as `identity` describes it."""
@@ -118,12 +119,10 @@ def hold_workspace(folder: Path) -> bool:
         UsbpoError: the folder cannot be written.
     """
     descriptor = _lock_file(folder / WORKSPACE)
-    state, removed = folder / ".snakemake", False
+    removed = False
     try:
         if _is_alone(descriptor):
-            for left_over in (state / "locks").glob("*"):
-                left_over.unlink(missing_ok=True)
-                removed = True
+            removed = snakemake_inside.remove_locks(folder)
         # The change from exclusive to shared is not atomic: another starter may get the exclusive lock in between.
         # It then finds nothing of ours to remove, for Snakemake's locks are made only after we return from here,
         # and from then on we hold the shared lock without a gap.
@@ -135,6 +134,24 @@ def hold_workspace(folder: Path) -> bool:
         os.register_at_fork(after_in_child=_let_go)
     _workspaces.append(descriptor)
     return removed
+
+
+def snakemake_started(root: Path) -> float | None:
+    """When the Snakemake at work in `root` took its locks, seconds since 1970; None where none has taken any."""
+    since = snakemake_inside.locked_since(root)
+    if since is None:
+        return None
+    try:
+        descriptor = os.open(root / WORKSPACE, os.O_RDONLY)
+    except OSError:
+        return since  # not this project's Snakefile: nothing tells stale locks from others
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None  # nobody holds the workspace: the locks are left over from a crash
+    except OSError:
+        return since
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

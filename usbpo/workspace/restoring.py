@@ -2,7 +2,7 @@
 
 Snakemake runs every reader of a file that it makes again, and all that follows, whatever the file's bytes turn out to
 be; `ancient()` changes nothing about that where the file was missing when it planned. So the readers that stand, and
-need not run, are not shown who makes the files that they miss (`before_update()` in the rules). When all is done, the
+need not run, are not shown who makes the files that they miss (`without_maker` in the rules). When all is done, the
 checksums of what was made are compared with those that the readers have read (`read_otherwise`). Where readers have
 read different contents of a file, so that it was spoilt for some of them, all of them run.
 """
@@ -13,7 +13,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from usbpo.experiment.plan import Plan, Run
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.run import Run
+from usbpo.workspace.snakemake_inside import contents_read, same_input, same_params
 
 Job = tuple[str, int]
 """A stage and its cycle, or `block` and its number"""
@@ -89,9 +91,9 @@ def disputed(paths: Collection[str], jobs: Mapping[Job, list[str]], records: Rec
     read = defaultdict(set)
     for made in jobs.values():
         record = _record_of(made, records)
-        for path, digits in (getattr(record, "input_checksums", None) or {}).items():
-            if digits and path in paths:
-                read[path].add(digits.removeprefix("sha256:"))
+        for path, digits in contents_read(getattr(record, "input_checksums", None)).items():
+            if path in paths:
+                read[path].add(digits)
     return {path for path, contents in read.items() if len(contents) > 1}
 
 
@@ -101,8 +103,8 @@ def results_stand(plan: Plan, records: Records, root: Path = Path()) -> bool:
     record = _record_of(files, records)
     if record is None or not all((root / path).is_file() for path in files):
         return False
-    same_inputs = sorted(record.input or ()) == sorted(plan.result_inputs(root))
-    return same_inputs and sorted(record.params or ()) == sorted(map(repr, plan.result_params().values()))
+    same = same_input(record.input, plan.result_inputs(root))
+    return same and same_params(record.params, plan.result_params().values())
 
 
 def read_otherwise(
@@ -120,10 +122,10 @@ def read_otherwise(
     def otherwise(outputs: Iterable[str], made: set[str]) -> set[str]:
         """Those of `made` that the job with these outputs has read with other bytes."""
         record = _record_of(outputs, records)
-        sums = getattr(record, "input_checksums", None) or {}
-        read = {path for path in made & sums.keys() if sums[path]}
+        sums = contents_read(getattr(record, "input_checksums", None))
+        read = made & sums.keys()
         known.update({path: checksum(root / path) for path in read - known.keys()})
-        return {path for path in read if sums[path].removeprefix("sha256:") != known[path]}
+        return {path for path in read if sums[path] != known[path]}
 
     def there(paths: set[str]) -> set[str]:
         return {path for path in paths if (root / path).is_file()}
@@ -183,8 +185,8 @@ def changed_jobs(run: Run, cycles: int, there: Collection[str], records: Records
         if record is None:
             same = not any(path in there for path in paths)
         else:
-            params, inputs = map(repr, run.params(stage, cycle)), run.inputs(stage, cycle)
-            same = sorted(record.params or ()) == sorted(params) and sorted(record.input or ()) == sorted(inputs)
+            same = same_params(record.params, run.params(stage, cycle))
+            same = same and same_input(record.input, run.inputs(stage, cycle))
         if not same:
             changed.add((stage, cycle))
     return changed

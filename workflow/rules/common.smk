@@ -1,49 +1,59 @@
 # Helpers of all rules: the experiment with its runs, input functions, parameters, and what happens around a run.
 import gc
-import inspect
 import json
 import os
 import re
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-from snakemake.io import IOFile
 from snakemake.logging import logger
 from snakemake.utils import validate
 
 from usbpo.artifacts import layout
 from usbpo.artifacts.files import sha256
-from usbpo.experiment.config import with_numbers
+from usbpo.experiment.loading import with_numbers
 from usbpo.errors import UsbpoError
 from usbpo.artifacts.fingerprint import fingerprint
-from usbpo.experiment.plan import Plan, check_writable
+from usbpo.experiment.checks import check_writable
+from usbpo.experiment.plan import Plan
 from usbpo.experiment.run_files import FILES
-from usbpo.workspace import lifetime, provenance
+from usbpo.workspace import copied, lifetime, provenance, snakemake_inside
 from usbpo.workspace.restoring import Restored, read_otherwise, restoring
+from usbpo.workspace.snakemake_inside import told, without_maker
 
-# Snakemake follows a chain of jobs by recursion; Python's own limit ends a run at about 480 cycles.
-sys.setrecursionlimit(20_000)
+snakemake_inside.allow_long_chains()
 
 # A DAG is millions of objects that stay; looking for dead cycles among them takes a sixth of the planning.
 gc.disable()
 
-CONFIG_FILES = [str(path) for path in workflow.overwrite_configfiles] or ["config/config.yaml"]
-if workflow.config_settings.config:
+CONFIG_FILES = snakemake_inside.configuration_files(workflow) or ["config/config.yaml"]
+if snakemake_inside.has_config_words(workflow):
     CONFIG_FILES[-1] += " with --config"
 CONFIG_FOLDERS = [Path("config"), Path(workflow.basedir) / "config"]
 
 config.update(with_numbers(config))
+UNUSABLE = {}  # folders whose provenance cannot be used, and why
 try:
     PLAN = Plan(config, source=CONFIG_FILES[-1], folders=CONFIG_FOLDERS)
-    if workflow.is_main_process:
+    if snakemake_inside.is_main(workflow):
+        snakemake_inside.leave_log_unwritten()
+        snakemake_inside.check_places([Path(), Path(workflow.basedir)])
         check_writable(Path())
-        PLAN.check_initial_data()
+        PLAN.check_files()
         lifetime.hold_workspace(Path())
-        for sentence in [*provenance.restore(Path()), *PLAN.left_out()]:
+        said, UNUSABLE = provenance.restore(Path())
+        said += [*copied.settle(Path()), *copied.other_package(Path(workflow.basedir))]
+        for sentence in [*said, *UNUSABLE.values(), *PLAN.left_out()]:
             logger.warning(f"usbpo: {sentence}")
 except UsbpoError as error:
     sys.exit(f"usbpo: {error}")
+
+# A run that came with a damaged provenance is left out, lest all of it is made anew; the others go on.
+LEFT_OUT = [run.name for run in PLAN.cycles if run.folder in UNUSABLE]
+PLAN.cycles = {run: cycles for run, cycles in PLAN.cycles.items() if run.folder not in UNUSABLE}
+if not PLAN.cycles:
+    sys.exit("usbpo: nothing is left to do, see above.")
 
 validate(config, "../schemas/experiment.schema.json", set_default=False)
 for run_config in PLAN.configurations():
@@ -73,7 +83,10 @@ wildcard_constraints:
 
 
 def run_of(wildcards):
-    return PLAN.run(wildcards.task, wildcards.method, int(wildcards.seed))
+    run = PLAN.run(wildcards.task, wildcards.method, int(wildcards.seed))
+    if run.folder in UNUSABLE:
+        raise UsbpoError(UNUSABLE[run.folder])
+    return run
 
 
 def artifacts(wildcards):
@@ -81,14 +94,8 @@ def artifacts(wildcards):
 
 
 def result_files(wildcards):
-    """The results, unless cycles that they are drawn from were not pulled."""
-    return [] if PLAN.left_behind() else rules.results.output
-
-
-def told(function):
-    """The function with its signature, which Snakemake works out anew twice in each call where it is not told."""
-    function.__signature__ = inspect.signature(function)
-    return function
+    """The results, unless something that they are drawn from is left out."""
+    return [] if LEFT_OUT or PLAN.left_behind() else rules.results.output
 
 
 def of_cycle(method):
@@ -99,6 +106,11 @@ def of_cycle(method):
 def of_run(method):
     """A parameter or resource function that asks the run for something that is the same in every cycle."""
     return told(lambda wildcards: getattr(run_of(wildcards), method)())
+
+
+def options_of(stage):
+    """A parameter function: the command-line options of a stage in the cycle, where there is one, of the path."""
+    return told(lambda wildcards: run_of(wildcards).options.of(stage, int(wildcards.get("cycle", 0))))
 
 
 def methods_with_trigger(phase2):
@@ -170,12 +182,10 @@ def shown_to(stage, run, cycle, method):
     paths, again = getattr(run, method)(cycle), restored().runs.get(run.name)
     if again is None:
         return paths
-    return [before_update(path) if again.hides(path, (stage, cycle)) else path for path in paths]
+    return [without_maker(path) if again.hides(path, (stage, cycle)) else path for path in paths]
 
 
-def record_of(path):
-    """What Snakemake has recorded of the job that made a file, or None."""
-    return workflow.persistence.metadata(IOFile(path, rule=None))
+record_of = partial(snakemake_inside.record_of, workflow)
 
 
 @cache
@@ -184,14 +194,15 @@ def restored():
 
     Asked for the first time when Snakemake plans; only then it knows its targets.
     """
-    asked, nothing = workflow.dag_settings, Restored({}, set())
-    if not workflow.is_main_process:
+    asked, nothing = snakemake_inside.asked(workflow), Restored({}, set())
+    if not snakemake_inside.is_main(workflow):
         return nothing
-    whole = set(asked.targets) <= {"all"} and not (asked.until or asked.omit_from or asked.batch)
+    snakemake_inside.forgive_damaged_records(workflow, lambda sentence: logger.warning(f"usbpo: {sentence}"))
+    whole = asked.targets <= {"all"} and not asked.partly
     if not whole:
         # What the experiment keeps is known by its target `all` alone; any other would let go of that as well.
-        workflow.storage_settings.notemp = True
-    if asked.forceall or asked.forcerun or asked.forcetargets:
+        snakemake_inside.keep_temporary_files(workflow)
+    if asked.forced:
         return nothing
     found = restoring(PLAN, record_of, PLAN.of_runs(asked.targets))
     for run, again in found.runs.items():
@@ -210,11 +221,17 @@ def check_restored():
         )
 
 
+def check_left_out():
+    """Say at the end, too, what was asked for and not done."""
+    if LEFT_OUT:
+        sys.exit(f"usbpo: {', '.join(LEFT_OUT)}: left out, see above; all else is done.")
+
+
 # ---- around a run ----------------------------------------------------------------------------------------------
 
 
 def result_inputs(wildcards):
-    return [before_update(path) if path in restored().for_results else path for path in PLAN.result_inputs()]
+    return [without_maker(path) if path in restored().for_results else path for path in PLAN.result_inputs()]
 
 
 # The category in the report of each file that it shows; the others lie beside them. The caption is the .rst of its name.
@@ -252,9 +269,9 @@ def shown(name):
 
 def hold_runs():
     """Refuse to start while another Snakemake is at work on one of the same runs, or draws the same results."""
-    jobs = list(workflow.dag.needrun_jobs())
-    held = {layout.RUN.format(**job.wildcards_dict) for job in jobs if "seed" in job.wildcards_dict}
-    held |= {RESULTS for job in jobs if job.rule.name == "results"}
+    jobs = snakemake_inside.jobs_to_run(workflow)
+    held = {layout.RUN.format(**wildcards) for _, wildcards in jobs if "seed" in wildcards}
+    held |= {RESULTS for rule, _ in jobs if rule == "results"}
     try:
         lifetime.hold_names(Path(), held)
     except UsbpoError as error:
@@ -265,12 +282,14 @@ def begin():
     """Before the first job: the collector comes back, and never looks at the DAG; the warm worker starts."""
     gc.freeze()
     gc.enable()
-    if not workflow.local_exec:  # stages run elsewhere, and would find the way to a worker here in their environment
+    if not snakemake_inside.runs_jobs_here(
+        workflow
+    ):  # stages run elsewhere, and would find the way to a worker here in their environment
         return
-    from usbpo.worker import client, server
+    from usbpo.worker import client, starting
 
-    socket = server.start(OWNER)
+    socket = starting.start(OWNER)
     os.environ.update(USBPO_WORKER=socket)
     # Where jobs have an environment of their own, `usbpo` is that one's; without a worker it is what the user's shell has.
-    if socket and not workflow.deployment_settings.deployment_method:
+    if socket and not snakemake_inside.gives_jobs_environments(workflow):
         os.environ.update(client.shell_function())

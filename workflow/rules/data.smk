@@ -19,9 +19,10 @@ rule collect:
         runtime=runtime_of("collect"),
         mem_mb=memory_of("collect"),
     params:
-        options=of_cycle("collect_options"),
+        options=options_of("collect"),
         code=code_of("collect"),
         environment=of_run("environment_code"),
+        files=of_run("environment_files"),
         initial_data=of_cycle("initial_data_checksum"),
     message:
         "collect: real steps of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"

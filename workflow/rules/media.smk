@@ -50,8 +50,10 @@ rule video:
     resources:
         mem_mb=1000,
     params:
-        options=of_run("video_options"),
+        options=options_of("video"),
         code=[fingerprint("formats.video"), fingerprint("formats.film")],
+        environment=of_run("environment_code"),
+        files=of_run("environment_files"),
     message:
         "video: the policy of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:

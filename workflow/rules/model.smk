@@ -20,7 +20,7 @@ rule phase1:
         mem_mb=memory_of("phase1"),
         gpu=of_run("gpus"),
     params:
-        options=of_run("phase1_options"),
+        options=options_of("phase1"),
         code=code_of("phase1"),
     message:
         "phase1: maximum likelihood for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
@@ -50,7 +50,7 @@ rule phase2:
         mem_mb=memory_of("phase2"),
         gpu=of_run("gpus"),
     params:
-        options=of_run("phase2_options"),
+        options=options_of("phase2"),
         code=code_of("phase2"),
     message:
         "phase2: fine-tuning for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
@@ -80,7 +80,7 @@ rule rollout:
         mem_mb=memory_of("rollout"),
         gpu=of_run("gpus"),
     params:
-        options=of_cycle("rollout_options"),
+        options=options_of("rollout"),
         code=code_of("rollout"),
         termination=of_run("termination_code"),
     message:

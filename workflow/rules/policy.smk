@@ -17,7 +17,7 @@ rule initialise:
         runtime=runtime_of("initialise"),
         mem_mb=memory_of("initialise"),
     params:
-        options=of_run("initialise_options"),
+        options=options_of("initialise"),
         code=code_of("initialise"),
     message:
         "initialise: the untrained policy of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}"
@@ -49,7 +49,7 @@ rule policy:
         mem_mb=memory_of("policy"),
         gpu=of_run("gpus"),
     params:
-        options=of_run("policy_options"),
+        options=options_of("policy"),
         code=code_of("policy"),
     message:
         "policy: actor-critic updates for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
@@ -77,9 +77,10 @@ rule evaluate:
         runtime=runtime_of("evaluate"),
         mem_mb=memory_of("evaluate"),
     params:
-        options=of_cycle("evaluate_options"),
+        options=options_of("evaluate"),
         code=code_of("evaluate"),
         environment=of_run("environment_code"),
+        files=of_run("environment_files"),
     message:
         "evaluate: episodes for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:

@@ -24,9 +24,10 @@ rule theory:
         runtime=runtime_of("theory"),
         mem_mb=memory_of("theory"),
     params:
-        options=of_run("theory_options"),
+        options=options_of("theory"),
         code=code_of("theory"),
         environment=of_run("environment_code"),
+        files=of_run("environment_files"),
         termination=of_run("termination_code"),
     message:
         "theory: shift, bias and bounds of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"

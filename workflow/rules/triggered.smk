@@ -33,9 +33,10 @@ rule triggered:
         mem_mb=memory_of("triggered"),
         gpu=of_run("gpus"),
     params:
-        options=of_cycle("triggered_options"),
+        options=options_of("triggered"),
         code=code_of("triggered"),
         environment=of_run("environment_code"),
+        files=of_run("environment_files"),
         termination=of_run("termination_code"),
         folder=subpath(output.trigger, parent=True),
     message:
