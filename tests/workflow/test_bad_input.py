@@ -75,8 +75,8 @@ def command_of(stage: str) -> list[str]:
         f"--model-mle {OF_USBPO}/00002/model-mle.safetensors --output out/model.safetensors --metrics out/m.json",
         "rollout": f"--data {data} --model {run.models(2)[0]} --policy {run.previous_policy(2)[0]} "
         "--output out/rollouts.h5 --metrics out/m.json",
-        "policy": f"--data {data} --rollouts {run.model_data(2)[0]} --previous-policy {run.previous_policy(2)[0]} "
-        "--output out/policy.safetensors --metrics out/m.json",
+        "policy": f"--data {data} --rollouts {' '.join(run.model_data(2))} "
+        f"--previous-policy {run.previous_policy(2)[0]} --output out/policy.safetensors --metrics out/m.json",
         "evaluate": f"--policy {OF_USBPO}/00002/policy.safetensors --output out/evaluation.h5",
         "theory": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-model {run.models(1)[0]} "
         f"--model-mle {OF_USBPO}/00002/model-mle.safetensors --model {OF_USBPO}/00002/model.safetensors "
