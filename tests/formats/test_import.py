@@ -140,7 +140,7 @@ def test_what_was_exported_to_minari_comes_back(
     minari = pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
     root = tmp_path / "root"
     shard = root / "data/runs/from-data/m/seed-0/data/00000.h5"
-    collect(**begin(shard, imported), seed=0, cycle=0, task="from-data")
+    collect(**begin(shard, imported), seed=0, cycle=0, task="from-data", method="m")
     words = ["export", "minari", "from-data/m/seed-0", "--folder", str(root), "--output", str(tmp_path / "datasets")]
     assert cli.main(words) == 0
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))

@@ -47,6 +47,7 @@ def inputs_of(header: Header, path_of: PathOf) -> dict[str, list[Path]]:
     triggered = "previous_shard" in header.inputs
     every = 1 if triggered else _count(header, "model_every")
     end = cycle if kind == "policy" and not triggered else before
+    updates = _count(header, "retained_updates") or len(header.inputs.get("rollouts", ()))
 
     def real(until: int) -> list[Path]:
         return _files(real_data(until), path_of)
@@ -65,10 +66,7 @@ def inputs_of(header: Header, path_of: PathOf) -> dict[str, list[Path]]:
         "previous_model": lambda: of_model(cycle - every),
         "model_mle": lambda: [path_of(layout.MODEL_MLE, cycle)],
         "model": lambda: [path_of(layout.MODEL, cycle)] if kind == "theory" else of_model(cycle),
-        "rollouts": lambda: [
-            path_of(layout.ROLLOUTS, each)
-            for each in model_cycles(end, every, _count(header, "retained_updates") or max(end, 1))
-        ],
+        "rollouts": lambda: [path_of(layout.ROLLOUTS, each) for each in model_cycles(end, every, updates)],
     }
     return {name: found[name]() for name in header.inputs if name in found}
 
