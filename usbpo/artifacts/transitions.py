@@ -184,13 +184,13 @@ def read_rollouts(paths: Sequence[Path], updates: int | None = None) -> tuple[li
             headers[0].same_run(path, headers[-1], paths[-1])
             if missing == 0:
                 continue
-            made = rows_in(arrays)
+            parts.append(rows_in(arrays))  # and nobody else holds them, so that they go as they are joined
+            _check_widths(path, parts[-1], parts[0])
             if missing is not None:
-                counts = _rows_by_update(arrays, len(made))[-missing:]
-                made, missing = made.rows(slice(len(made) - sum(counts), None)), missing - len(counts)
-            if parts:
-                _check_widths(path, made, parts[-1])
-            parts.append(made)
+                counts = _rows_by_update(arrays, len(parts[-1]))[-missing:]
+                missing -= len(counts)
+                if sum(counts) < len(parts[-1]):
+                    parts[-1] = parts[-1].rows(slice(len(parts[-1]) - sum(counts), None))
     if not any(map(len, parts)):
         raise UsbpoError(f"{paths[-1] if paths else '--rollouts'}: it holds no model rollout; delete it and run again.")
     return headers, _joined(parts)
