@@ -146,7 +146,7 @@ class Loop:
         return made
 
     def _write(self, cycle: int, parts: list[Transitions]) -> None:
-        # Where steps and updates take turns, a model comes before its cycle's data: its D_env ends with the shard before,
+        # Where steps and updates take turns, a model comes before its cycle's data: D_env ends with the shard before,
         # which so counts as of its cycle.
         late = int(self.policy_every != self.run.schedule.cycle_steps)
         shards = {"shards": 1 + (late if cycle == 0 else 0)}
