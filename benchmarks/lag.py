@@ -146,7 +146,11 @@ class Loop:
         return made
 
     def _write(self, cycle: int, parts: list[Transitions]) -> None:
-        header = Header(transitions.KIND, self.run.task, self.seed, cycle)
+        # Where steps and updates take turns, a model comes before its cycle's data: D_env ends with the shard before,
+        # which so counts as of its cycle.
+        late = int(self.policy_every != self.run.schedule.cycle_steps)
+        shards = {"shards": 1 + (late if cycle == 0 else 0)}
+        header = Header(transitions.KIND, self.run.task, self.seed, cycle + late, shards)
         transitions.write(self._path(layout.SHARD, cycle), header, transitions.concatenate(parts))
 
     def _path(self, template: str, cycle: int) -> Path:
@@ -160,11 +164,12 @@ class Loop:
         assert config.model is not None
         data = [self._path(layout.SHARD, n) for n in range(last_shard + 1)]
         identity: dict[str, Any] = {"seed": self.seed, "cycle": cycle, "device": self.device.type}
+        every = run.schedule.model_every
         previous = next((self.folder / path for path in run.previous_models(cycle)), None)
         metrics = self._path(layout.PHASE1_METRICS, cycle)
         mle = self._path(layout.MODEL_MLE, cycle)
         phase1(
-            data=data, output=mle, metrics=metrics, previous_model=previous, **identity,
+            data=data, output=mle, metrics=metrics, previous_model=previous, model_every=every, **identity,
             **config.model.model_dump(), **config.phase1.model_dump(),
         )  # fmt: skip
         if run.fine_tunes(cycle):
@@ -173,8 +178,9 @@ class Loop:
             phase2(
                 data=data, model_mle=mle, previous_model=previous, output=self._path(layout.MODEL, cycle),
                 rollouts=[self.folder / path for path in run.model_data_before(cycle)],
-                metrics=self._path(layout.PHASE2_METRICS, cycle), **identity, **config.phase2.model_dump(),
+                metrics=self._path(layout.PHASE2_METRICS, cycle), model_every=every, **identity,
                 holdout_ratio=config.phase1.holdout_ratio, holdout_limit=config.phase1.holdout_limit,
+                **config.phase2.model_dump(),
             )  # fmt: skip
         policy = self._path(layout.POLICY, cycle - 1)
         self.learner.agent().save(policy, Header(sac.KIND, run.task, self.seed, cycle - 1))

@@ -150,7 +150,7 @@ class Given:
         run, keys = recorded.run, recorded.run.config.phase1
         self.recorded, self.seed, self.cycle = recorded, run.seed, cycle
         self.files = recorded.paths(run.real_data(cycle))
-        self.data_header, self.real = transitions.read_all(self.files)
+        _, self.real = transitions.read_all(self.files)
         rollouts, retained = recorded.paths(run.model_data_before(cycle)), run.schedule.retained_updates
         _, self.made = transitions.read_rollouts(rollouts, retained)
         split = split_holdout(len(self.real), run.seed, cycle, keys.holdout_ratio, keys.holdout_limit)
@@ -511,7 +511,7 @@ def chain(recorded: Recorded, variant: str, cycles: Sequence[int], output: Path,
             line["as_recorded"] = "yes" if same else "no"
             os.replace(mle, made)
         else:
-            m2.save(made, Header(KIND, recorded.run.task, recorded.run.seed, cycle))
+            m2.save(made, Header(KIND, recorded.run.task, recorded.run.seed, cycle, method=recorded.run.method))
         lines.append(line)
         own.unlink(missing_ok=True)
         print(f"{recorded}, {variant}: cycle {cycle}", flush=True)
@@ -526,7 +526,8 @@ def _train(given: Given, previous: Path, output: Path) -> dict[str, Any]:
     with redirect_stdout(io.StringIO()):  # the stage's
         phase1(
             data=given.files, output=output, metrics=metrics, seed=given.seed, cycle=given.cycle,
-            previous_model=previous, device=config.device, precision=config.precision,
+            previous_model=previous, model_every=given.recorded.run.schedule.model_every, device=config.device,
+            precision=config.precision,
             **config.model.model_dump(), **config.phase1.model_dump(),
         )  # fmt: skip
     return {"epochs": read_json(metrics)["epochs"], "phase1_seconds": time.process_time() - began}

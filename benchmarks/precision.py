@@ -16,6 +16,7 @@ import io
 import json
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -94,10 +95,14 @@ class Seed:
         initialise(data=self.first, output=self.policy, **sizes)
         steps = config.schedule.model_train_freq
         collect(output=self.second, cycle=1, steps=steps, policy=self.policy, previous=self.first, **environment)
+        self.alone = folder / "alone.h5"
+        """The first rows as all that there are in cycle 1"""
+        header, batch = transitions.read(self.first)
+        transitions.write(self.alone, replace(header, cycle=1, parameters={"shards": 2}), batch)
 
     def phase1(self) -> dict[str, Trained]:
         """Train on the first rows, in each way; the float32 model becomes M1."""
-        header, batch = transitions.read_all([self.first])
+        header, batch = transitions.read(self.first)
         data, keys, model = model_data(batch), self.config.phase1, self.config.model
         assert model is not None
         fitted, held_out = split_holdout(len(batch), self.seed, 1, keys.holdout_ratio, keys.holdout_limit)
@@ -118,14 +123,14 @@ class Seed:
         config, mle, rollouts = self.config, self.folder / "mle.safetensors", self.folder / "rollouts.h5"
         assert config.model is not None
         assert config.phase2 is not None
-        identity: dict[str, Any] = {"seed": self.seed, "device": "cpu"}
+        identity: dict[str, Any] = {"seed": self.seed, "device": "cpu", "cycle": 1}
         data, metrics = [self.first, self.second], self.folder / "metrics.json"
         phase1(
-            data=data, output=mle, metrics=metrics, previous_model=self.m1, cycle=2, **identity,
+            data=data, output=mle, metrics=metrics, previous_model=self.m1, check=2, **identity,
             **config.model.model_dump(), **config.phase1.model_dump(),
         )  # fmt: skip
         rollout(
-            data=[self.first], model=self.m1, policy=self.policy, output=rollouts, metrics=metrics, cycle=1, length=1,
+            data=[self.alone], model=self.m1, policy=self.policy, output=rollouts, metrics=metrics, length=1,
             termination=config.environment.termination, batch_size=config.rollout.batch_size, **identity,
         )  # fmt: skip
         (_, m1), (_, m2) = load(self.m1), load(mle)
@@ -153,7 +158,7 @@ class Seed:
             began = time.process_time()
             phase2(
                 data=data, rollouts=[rollouts], model_mle=mle, previous_model=self.m1, output=output, metrics=metrics,
-                cycle=2, precision=precision, **identity, **holdout, **config.phase2.model_dump(),
+                check=2, precision=precision, **identity, **holdout, **config.phase2.model_dump(),
             )  # fmt: skip
             seconds, told = time.process_time() - began, read_json(metrics)
             errors = [told["holdout_mse"][member] for member in told["elites"]]

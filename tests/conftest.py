@@ -55,10 +55,13 @@ def run_config_of() -> Callable[[str, str], RunConfig]:
 
 @pytest.fixture(scope="session")
 def make_header() -> Callable[..., Header]:
-    """A header of a kind, of task "tiny" unless said."""
+    """A header of a kind, of task "tiny" unless said; real data are those of all cycles up to its own unless said."""
 
-    def make(kind: str = "transitions", task: str = "tiny", seed: int = 0, cycle: int = 1) -> Header:
-        return Header(kind, task, seed, cycle)
+    def make(
+        kind: str = "transitions", task: str = "tiny", seed: int = 0, cycle: int = 1, shards: int | None = None
+    ) -> Header:
+        parameters = {"shards": shards or cycle + 1} if kind == "transitions" else {}
+        return Header(kind, task, seed, cycle, parameters)
 
     return make
 

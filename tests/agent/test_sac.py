@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.artifacts import of_cycle
 from helpers.workflow import REPO
 from hypothesis import given
 from hypothesis import strategies as st
@@ -411,7 +412,8 @@ def files(tmp_path: Path, make_transitions: Callable[..., Transitions], make_hea
     """A folder with data.h5, rollouts.h5 and an untrained policy."""
     transitions.write(tmp_path / "data.h5", make_header(), make_transitions(50))
     transitions.write(tmp_path / "rollouts.h5", make_header("rollouts"), make_transitions(300, seed=1))
-    initialise(data=tmp_path / "data.h5", output=tmp_path / "0.safetensors", hidden_layers=2, hidden_size=8)
+    transitions.write(tmp_path / "0.h5", make_header(cycle=0), make_transitions(50))
+    initialise(data=tmp_path / "0.h5", output=tmp_path / "0.safetensors", hidden_layers=2, hidden_size=8)
     return tmp_path
 
 
@@ -462,6 +464,8 @@ def test_the_stage_takes_its_updates_and_reports(files: Path, tmp_path: Path) ->
     assert set(metrics["history"][0]) == {
         "update", "critic_loss", "actor_loss", "q_real", "q_model", "entropy", "temperature",
     }  # fmt: skip
+    for name in ("data.h5", "rollouts.h5"):
+        of_cycle(files / name, 2)
     again, more = run(files, tmp_path / "again", previous_policy=tmp_path / "out" / "policy.safetensors", cycle=2)
     assert again.updates == 12
     assert more["history"][0]["update"] == 6
@@ -504,7 +508,7 @@ def test_random_numbers_are_drawn_in_blocks_of_a_fixed_number_of_updates(
 
 
 def test_without_rollouts_every_row_is_real(files: Path, tmp_path: Path) -> None:
-    agent, metrics = run(files, tmp_path / "none", rollouts=None)
+    agent, metrics = run(files, tmp_path / "none", rollouts=None, model_every=0)
     assert all(entry["q_model"] is None for entry in metrics["history"])
     same, _ = run(files, tmp_path / "ratio", real_ratio=1.0)
     assert torch.equal(agent.actor["weight.0"], same.actor["weight.0"])
@@ -523,8 +527,8 @@ def test_a_policy_of_another_width_or_task_is_refused_in_one_sentence(
 ) -> None:
     other = tmp_path / "other.safetensors"
     for agent, header, words in (
-        (make_agent(hidden_size=9), make_header("policy"), "hidden_size is 9, but 8"),
-        (make_agent(obs_dim=4), make_header("policy"), "obs_dim is 4, but 3"),
+        (make_agent(hidden_size=9), make_header("policy", cycle=0), "hidden_size is 9, but 8"),
+        (make_agent(obs_dim=4), make_header("policy", cycle=0), "obs_dim is 4, but 3"),
         (make_agent(), make_header("policy", task="another"), "task is another"),
         (make_agent(), make_header("policy", seed=5), "seed is 5"),
     ):
@@ -540,3 +544,22 @@ def test_a_diverging_update_says_so_and_writes_nothing(files: Path, tmp_path: Pa
     with pytest.raises(UsbpoError, match=r"diverged.*learning_rate"):
         run(files, tmp_path / "out", learning_rate=1e30)
     assert not (tmp_path / "out").exists()
+
+
+def test_critics_far_from_any_return_are_noticed_while_all_is_finite(
+    files: Path, tmp_path: Path, make_agent: Callable[..., Agent], make_header: Callable[..., Header]
+) -> None:
+    agent = make_agent()
+    agent.critics[f"bias.{agent.architecture.hidden_layers}"] += 1e8
+    agent.save(tmp_path / "far.safetensors", make_header("policy", cycle=0))
+    said = r"cycle 1: the policy update diverged: q_real, the critics' mean value, is 1e\+08, but the rewards allow"
+    with pytest.raises(UsbpoError, match=said):
+        run(files, tmp_path / "out", previous_policy=tmp_path / "far.safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_largest_reward_is_of_all_rows(make_transitions: Callable[..., Transitions]) -> None:
+    real, model = make_transitions(50), make_transitions(300, seed=1)
+    for batch, row, reward in ((real, 7, -9.0), (model, 299, 12.0)):
+        batch.rewards[row] = reward
+        assert replay_of(real, model, CPU, room=5).largest_reward() == abs(reward)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 import usbpo
 from usbpo.agent import sac
 from usbpo.agent.sac import Agent
-from usbpo.artifacts import checkpoints
+from usbpo.artifacts import checkpoints, sealing
 from usbpo.artifacts.header import Header
 from usbpo.errors import UsbpoError
 from usbpo.model import ensemble
@@ -163,8 +163,9 @@ def test_a_file_that_was_cut_short_is_named(
 @pytest.mark.parametrize("damage", ["{", '{"kind": "policy"}', '{"kind": "policy", "what": 1}', "[1]"])
 def test_a_damaged_header_is_named(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "policy.safetensors"
-    save_file({"a": torch.zeros(1)}, path, {"header": damage})
-    with pytest.raises(UsbpoError, match=r"policy.safetensors: .*damaged"):
+    content = save({"a": torch.zeros(1)}, {"header": damage, "seal": sealing.UNSEALED})
+    sealing.write(path, lambda file: file.write(content))
+    with pytest.raises(UsbpoError, match=r"policy.safetensors: .*(damaged|not a JSON file).*again"):
         checkpoints.read(path, "policy")
 
 
@@ -179,14 +180,31 @@ def test_strangers_are_named(tmp_path: Path, agent: Agent, model: Ensemble, make
     with pytest.raises(UsbpoError, match="schema 99"):
         sac.load(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(UsbpoError, match="not written by usbpo"):
+    with pytest.raises(UsbpoError, match="not written by this version of usbpo"):
         sac.load(path)
 
 
-def test_nan_is_named_with_its_tensor(tmp_path: Path, agent: Agent, make_header: Callable[..., Header]) -> None:
+def test_nan_is_not_written_and_what_stood_before_stands(
+    tmp_path: Path, agent: Agent, make_header: Callable[..., Header]
+) -> None:
+    path = tmp_path / "policy.safetensors"
+    agent.save(path, make_header("policy"))
+    before = path.read_bytes()
+    agent.critics["bias.1"][0, 0, 0] = float("nan")
+    with pytest.raises(UsbpoError, match=r"cycle 1: critics/bias.1 of the policy is no longer finite.*lower policy"):
+        agent.save(path, make_header("policy"))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nan_is_named_with_its_tensor(
+    tmp_path: Path, agent: Agent, make_header: Callable[..., Header], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "policy.safetensors"
     agent.critics["bias.1"][0, 0, 0] = float("nan")
-    agent.save(path, make_header("policy"))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "_is_finite", lambda _: True)
+        agent.save(path, make_header("policy"))
     with pytest.raises(UsbpoError, match=r"critics/bias.1 holds NaN"):
         sac.load(path)
 

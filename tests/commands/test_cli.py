@@ -12,6 +12,7 @@ import pytest
 from helpers.workflow import BIN, MBPO, USBPO, environment, finished_workspace
 
 import usbpo
+from usbpo.artifacts.header import SCHEMA_VERSION
 from usbpo.commands import cli, stage_verbs, user_verbs
 from usbpo.stages import STAGES
 from usbpo.worker.verb import worker
@@ -152,7 +153,7 @@ KINDS = {
 def test_inspect_tells_what_an_artifact_is(finished: Path, capfd: pytest.CaptureFixture[str], path: str) -> None:
     said = said_by(capfd, "inspect", str(finished / path))
     kind, cycle, rows = KINDS[path]
-    assert re.search(rf"{re.escape(Path(path).name)}: {kind}, schema 1", said)
+    assert re.search(rf"{re.escape(Path(path).name)}: {kind}, schema {SCHEMA_VERSION}", said)
     assert f"task test-pendulum · seed 0 · cycle {cycle}" in said
     assert re.search(rf"mujoco 3\.4\.0.*torch 2\..*usbpo {re.escape(usbpo.__version__)}", said)
     assert "parameters {" in said

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from helpers.workflow import REPO, Job, jobs, planned, snakemake, tree
 
-from usbpo.artifacts import transitions
+from usbpo.artifacts import hdf5, transitions
 from usbpo.artifacts.header import Header
 from usbpo.commands import cli
 from usbpo.environments.tasks import Simulator
@@ -140,7 +140,7 @@ def test_what_was_exported_to_minari_comes_back(
     minari = pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
     root = tmp_path / "root"
     shard = root / "data/runs/from-data/m/seed-0/data/00000.h5"
-    collect(**begin(shard, imported), seed=0, cycle=0, task="from-data")
+    collect(**begin(shard, imported), seed=0, cycle=0, task="from-data", method="m")
     words = ["export", "minari", "from-data/m/seed-0", "--folder", str(root), "--output", str(tmp_path / "datasets")]
     assert cli.main(words) == 0
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
@@ -235,8 +235,7 @@ WRONG = {
 
 def refused(capfd: pytest.CaptureFixture[str], output: Path, *words: str) -> str:
     """The one sentence with which a command ends that writes nothing, where an older import may be replaced."""
-    with transitions.create(output, Header(transitions.IMPORTED, "older", 0, 0)):
-        pass
+    hdf5.write(output, Header(transitions.IMPORTED, "older", 0, 0), {})
     before = output.read_bytes()
     assert cli.main(["import", *words, "--output", str(output)]) == 1
     error = capfd.readouterr().err
@@ -390,7 +389,7 @@ def test_a_run_begins_with_the_first_rows_and_then_collects_from_a_new_episode(i
         ({"--steps": "81"}, "it has 80 rows, but 81 are asked for; set schedule.random_steps to 80 or fewer"),
         ({"--environment": "Hopper-v5"}, "its environment is InvertedPendulum-v5, but Hopper-v5 is asked for"),
         ({"--environment-arguments": '{"reset_noise_scale": 0.5}'}, "its environment_arguments is {}, but"),
-        ({"--cycle": "1"}, "cycle 1 collects with a policy"),
+        ({"--cycle": "1"}, "initial data take the place of random steps"),
         ({"--previous": "recording.h5"}, "initial data take the place of random steps"),
         ({"--initial-data": "none.h5"}, "none.h5: there is no such file; make it with `usbpo import`"),
         ({"--initial-data": __file__}, "no whole file of this version's `usbpo import`; make it anew with that"),

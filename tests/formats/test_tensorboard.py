@@ -14,8 +14,8 @@ from helpers.workflow import MBPO, USBPO, Job, dry_run, finished_workspace, plan
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
-from usbpo.artifacts import layout, transitions
-from usbpo.artifacts.files import read_json, write_json
+from usbpo.artifacts import layout, metrics, transitions
+from usbpo.artifacts.files import read_json
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 from usbpo.commands import cli
@@ -123,6 +123,10 @@ def test_the_model_is_shown_from_its_first_training_and_phase_2_from_the_second(
     assert values(events, "phase2/bias_after")[90] == np.float32(metrics["after"]["bias"])
 
 
+def header_of(run: NamedRun, cycle: int, kind: str = "test") -> Header:
+    return Header(kind, run.task, run.seed, cycle, method=run.method)
+
+
 def write_shard(root: Path, cycle: int, rewards: list[float], ends: list[int], episode: int) -> None:
     """A shard of the run `usbpo_run`, whose episodes end after the rows `ends`; the first has a given number."""
     rows = len(rewards)
@@ -137,7 +141,7 @@ def write_shard(root: Path, cycle: int, rewards: list[float], ends: list[int], e
         episodes=episode + np.concatenate([[0], np.cumsum(last)[:-1]]),
     )
     run = usbpo_run(root)
-    transitions.write(run.path(layout.SHARD, cycle), Header("transitions", run.task, 0, cycle), batch)
+    transitions.write(run.path(layout.SHARD, cycle), header_of(run, cycle, transitions.KIND), batch)
     run.path(layout.POLICY, cycle).parent.mkdir(parents=True)
 
 
@@ -158,13 +162,14 @@ def test_the_mean_is_over_the_last_hundred_episodes(tmp_path: Path) -> None:
 
 
 def test_trigger_and_theory_are_shown_where_they_are(workspace: Path) -> None:
-    run, identity = usbpo_run(workspace), {"task": "test-pendulum", "seed": 0, "cycle": 2}
+    run = usbpo_run(workspace)
+    header = header_of(run, 2)
     check = {"fired": False, "estimate": 0.5, "threshold": 2.0, "mean_error": 0.1, "volume": 3.5, "steps": 30}
     checks = [{**check, "on_policy_steps": steps, "reason": None} for steps in (45, 60)]
-    write_json(run.path(layout.TRIGGER, 2), {**identity, "checks": checks})
+    metrics.write(run.path(layout.TRIGGER, 2), header, {"checks": checks}, "")
     theory = {"holdout": {"after": {"shift": 1.5, "bound": None}}, "depth": [{"error_mean": 2.5}], "kept": True}
-    write_json(workspace / OF_USBPO / "00002/theory.json", {**identity, **theory})
-    write_json(run.path(layout.PHASE2_METRICS, 2), {**identity, "fine_tuned": False})
+    metrics.write(workspace / OF_USBPO / "00002/theory.json", header, theory, "")
+    metrics.write(run.path(layout.PHASE2_METRICS, 2), header, {"fine_tuned": False}, "")
     events = read_events(run)
     found = events[60]
     assert events[45]["trigger/volume"] == 3.5
@@ -261,8 +266,9 @@ def test_the_target_gives_the_verbs_bytes_and_is_no_part_of_all(finished: Path, 
 
 def change(path: Path, **keys: Any) -> None:
     """Replace keys of a JSON file; None removes one."""
-    content = {**read_json(path), **keys}
-    write_json(path, {name: value for name, value in content.items() if value is not None})
+    content = {**metrics.read(path)[0], **keys}
+    header = Header("test", **{name: content[name] for name in ("task", "method", "seed", "cycle")})
+    metrics.write(path, header, {name: value for name, value in content.items() if value is not None}, "")
 
 
 @pytest.mark.parametrize(
@@ -275,8 +281,8 @@ def change(path: Path, **keys: Any) -> None:
         ("rollout.json", {"length": None}, "length is missing"),
         ("policy.json", {"history": [{"update": 3}]}, "is missing"),
         ("policy.json", {"updates": 0}, "cannot be used"),
-        ("policy.json", {"seed": 1}, "it is of test-pendulum, seed 1, cycle 2"),
-        ("phase2.json", {"task": "Hopper"}, "it is of Hopper, seed 0, cycle 2"),
+        ("policy.json", {"seed": 1}, "it is of test-pendulum, test-usbpo, seed 1, cycle 2"),
+        ("phase2.json", {"task": "Hopper"}, "it is of Hopper, test-usbpo, seed 0, cycle 2"),
     ],
 )
 def test_metrics_that_do_not_fit_are_named(workspace: Path, name: str, keys: dict[str, Any], said: str) -> None:

@@ -10,10 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
-import h5py
+import numpy as np
 import pytest
 
-from usbpo.artifacts import layout
+from usbpo.artifacts import evaluations, layout
+from usbpo.artifacts.header import Header
 from usbpo.monitor.display import LineDisplay
 from usbpo.monitor.progress import Progress
 from usbpo.monitor.runs import Run, Target
@@ -94,9 +95,9 @@ onsuccess:
 def write_evaluation(path: Path, cycle: int) -> None:
     """An evaluation of cycle 2 has the returns 190 and 210."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file["returns"] = [100.0 * cycle - 10, 100.0 * cycle + 10]
-        file.attrs["on_policy_steps"] = 250 * cycle
+    header = Header(evaluations.KIND, "Hopper", 0, cycle, {evaluations.STEPS: 250 * cycle})
+    returns, numbers = np.array([100.0 * cycle - 10, 100.0 * cycle + 10]), np.array([0, 1])
+    evaluations.write(path, header, evaluations.Episodes(returns, numbers, numbers))
 
 
 @pytest.fixture

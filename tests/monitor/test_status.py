@@ -9,13 +9,15 @@ import time
 from base64 import urlsafe_b64encode
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
-import h5py
+import numpy as np
 import pytest
 from helpers.workflow import MBPO, command, environment, wait_for
 from rich.console import Console
 
-from usbpo.artifacts import layout
+from usbpo.artifacts import evaluations, hdf5, layout
+from usbpo.artifacts.header import Header
 from usbpo.errors import UsbpoError
 from usbpo.monitor.at_work import stages_at_work
 from usbpo.monitor.duration import duration
@@ -38,9 +40,9 @@ def put(root: Path, template: str, cycle: int, text: str = "", run: Run = RUN, s
 def evaluation(root: Path, cycle: int, *returns: float, run: Run = RUN) -> Path:
     """Write an evaluation file."""
     path = put(root, layout.EVALUATION, cycle, run=run)
-    with h5py.File(path, "w") as file:
-        file["returns"] = returns
-        file.attrs["on_policy_steps"] = 250 * cycle
+    header = Header(evaluations.KIND, run.task, run.seed, cycle, {evaluations.STEPS: 250 * cycle}, run.method)
+    numbers = np.arange(len(returns))
+    evaluations.write(path, header, evaluations.Episodes(np.array(returns), numbers, numbers))
     return path
 
 
@@ -129,13 +131,11 @@ def test_broken_files_give_a_dash_and_a_note(tmp_path: Path) -> None:
     assert "InvertedPendulum/usbpo/seed-0: 00003/evaluation.h5 cannot be read" in text
 
 
-@pytest.mark.parametrize("content", [{}, {"returns": []}, {"returns": "words"}])
-def test_an_evaluation_without_returns_is_broken(tmp_path: Path, content: dict[str, object]) -> None:
+@pytest.mark.parametrize("content", [{}, {"returns": np.zeros(0)}, {"returns": np.arange(3)}])
+def test_an_evaluation_without_returns_is_broken(tmp_path: Path, content: dict[str, np.ndarray[Any, Any]]) -> None:
     put(tmp_path, layout.POLICY, 0)
-    with h5py.File(put(tmp_path, layout.EVALUATION, 0), "w") as file:
-        for name, value in content.items():
-            file[name] = value
-        file.attrs["on_policy_steps"] = 0
+    header = Header(evaluations.KIND, RUN.task, RUN.seed, 0, {evaluations.STEPS: 0})
+    hdf5.write(put(tmp_path, layout.EVALUATION, 0), header, content)
     (found,) = read_status(tmp_path)
     assert found.evaluation is None
     assert "cannot be read" in found.note

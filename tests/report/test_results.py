@@ -1,6 +1,7 @@
 """Figures and tables of an experiment: right numbers, the same bytes every time, and clear errors."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -12,10 +13,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from usbpo.artifacts.files import read_json, write_json
+from usbpo.artifacts import evaluations, metrics
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.layout import EVALUATION, PHASE1_METRICS, PHASE2_METRICS, POLICY_METRICS
-from usbpo.artifacts.transitions import create, put
 from usbpo.errors import UsbpoError
 from usbpo.experiment.run_files import FILES, RunFiles, parse_returns, returns_option
 from usbpo.report import comparison, curves, diagnostics, drawing, scores
@@ -33,13 +33,25 @@ def write_evaluation(
     root: Path, files: RunFiles, cycle: int, returns: Sequence[float], header: dict[str, Any] | None = None
 ) -> Path:
     path = root / files.path(EVALUATION, cycle)
-    identity = {"kind": "evaluation", "task": files.task, "seed": files.seed, "cycle": cycle, **(header or {})}
-    with create(path, Header(**identity)) as file:
-        file.attrs["on_policy_steps"] = files.steps(cycle)
-        put(file, "returns", np.array(returns))
-        put(file, "lengths", np.arange(len(returns)) + 10)
-        put(file, "seeds", np.arange(len(returns)) + 100)
+    identity = {**identity_of(files, cycle), "kind": "evaluation", **(header or {})}
+    found = Header(**identity, parameters={"on_policy_steps": files.steps(cycle)})
+    number = np.arange(len(returns))
+    evaluations.write(path, found, evaluations.Episodes(np.array(returns), number + 10, number + 100))
     return path
+
+
+def identity_of(files: RunFiles, cycle: int) -> dict[str, Any]:
+    return {"task": files.task, "method": files.method, "seed": files.seed, "cycle": cycle}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a stage's metrics, of the run and cycle that they say."""
+    identity = {name: content[name] for name in ("task", "method", "seed", "cycle")}
+    metrics.write(path, Header("test", **identity), content, "")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return metrics.read(path)[0]
 
 
 def write_run(root: Path, files: RunFiles) -> None:
@@ -47,16 +59,15 @@ def write_run(root: Path, files: RunFiles) -> None:
     for cycle in files.evaluations():
         returns = [100.0 * cycle + 10.0 * files.seed + episode for episode in range(EPISODES)]
         write_evaluation(root, files, cycle, returns)
-    identity = {"task": files.task, "seed": files.seed}
     for cycle in files.model_updates():
         errors = [0.1 / cycle * (1 + member) for member in range(4)]
-        metrics = {"holdout_mse_before": [2 * error for error in errors], "holdout_mse": errors, "elites": [0, 1]}
-        write_json(root / files.path(PHASE1_METRICS, cycle), {**identity, "cycle": cycle, "epochs": 9, **metrics})
+        found = {"holdout_mse_before": [2 * error for error in errors], "holdout_mse": errors, "elites": [0, 1]}
+        write_json(root / files.path(PHASE1_METRICS, cycle), {**identity_of(files, cycle), "epochs": 9, **found})
     for cycle in files.fine_tunings():
         before = {"shift": 2.0 / cycle, "bias": 1.0 / cycle, "sum": 3.0 / cycle}
         after = {"shift": 1.0 / cycle, "bias": 0.5 / cycle, "sum": 1.5 / cycle}
-        metrics = {"before": before, "after": after, "steps": 30, "best_step": 19, "stopped": "no improvement"}
-        write_json(root / files.path(PHASE2_METRICS, cycle), {**identity, "cycle": cycle, **metrics})
+        found = {"before": before, "after": after, "steps": 30, "best_step": 19, "stopped": "no improvement"}
+        write_json(root / files.path(PHASE2_METRICS, cycle), {**identity_of(files, cycle), **found})
     for cycle in files.policy_updates():
         history = [
             {
@@ -66,8 +77,8 @@ def write_run(root: Path, files: RunFiles) -> None:
             }
             for update in (0, 500, 999)
         ]
-        metrics = {"updates": 1000, "target_entropy": -0.05, "history": history}
-        write_json(root / files.path(POLICY_METRICS, cycle), {**identity, "cycle": cycle, **metrics})
+        found = {"updates": 1000, "target_entropy": -0.05, "history": history}
+        write_json(root / files.path(POLICY_METRICS, cycle), {**identity_of(files, cycle), **found})
 
 
 def experiment(root: Path, runs: Sequence[RunFiles]) -> Path:
@@ -232,9 +243,9 @@ def test_a_task_of_ones_own_has_nothing_beside_it(tmp_path: Path) -> None:
 
 
 def test_the_metrics_for_dvc_are_the_scores_of_the_comparison(two_methods: Path) -> None:
-    metrics = read_json(two_methods / "metrics.json")["Pendulum"]
-    assert metrics["usbpo"] == {"final": 311.0, "area": 161.0, "on_policy_steps": 750, "seeds": 3}
-    assert set(metrics) == {row["method"] for row in table(two_methods / "comparison.csv")}
+    found = json.loads((two_methods / "metrics.json").read_text())["Pendulum"]
+    assert found["usbpo"] == {"final": 311.0, "area": 161.0, "on_policy_steps": 750, "seeds": 3}
+    assert set(found) == {row["method"] for row in table(two_methods / "comparison.csv")}
 
 
 def test_methods_are_compared_by_return_area_and_steps(two_methods: Path) -> None:
@@ -536,8 +547,9 @@ def test_a_truncated_evaluation_is_named(tmp_path: Path) -> None:
     ("changed", "sentence"),
     [
         ({"kind": "transitions"}, "but evaluation is expected"),
-        ({"task": "Hopper"}, "it is of Hopper, seed 0, cycle 1"),
-        ({"cycle": 2}, "it is of Pendulum, seed 0, cycle 2"),
+        ({"method": "mbpo"}, "it is of Pendulum, mbpo, seed 0, cycle 1"),
+        ({"task": "Hopper"}, "it is of Hopper, usbpo, seed 0, cycle 1"),
+        ({"cycle": 2}, "it is of Pendulum, usbpo, seed 0, cycle 2"),
     ],
 )
 def test_an_evaluation_of_something_else_is_refused(tmp_path: Path, changed: dict[str, Any], sentence: str) -> None:
@@ -567,7 +579,7 @@ def test_another_cycle_length_than_the_runs_own_is_refused(tmp_path: Path) -> No
         (PHASE1_METRICS, {"elites": [0, 7]}, "errors and elites do not fit one ensemble"),
         (PHASE2_METRICS, {"after": {"shift": 1.0, "bias": 1.0}}, "after.sum cannot be used"),
         (POLICY_METRICS, {"history": []}, "history cannot be used"),
-        (POLICY_METRICS, {"seed": 5}, "it is of Pendulum, seed 5, cycle 2"),
+        (POLICY_METRICS, {"seed": 5}, "it is of Pendulum, usbpo, seed 5, cycle 2"),
     ],
 )
 def test_broken_metrics_are_named(tmp_path: Path, pattern: str, changed: dict[str, Any], sentence: str) -> None:

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from usbpo.artifacts.files import read_json, write_json
+from usbpo.artifacts import hdf5, metrics
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.layout import THEORY_METRICS, THEORY_ROWS
-from usbpo.artifacts.transitions import create, put
 from usbpo.errors import UsbpoError
 from usbpo.experiment.run_files import FILES, RunFiles
 from usbpo.report import theory_figures, theory_tables
@@ -59,28 +58,29 @@ def write_theory(root: Path, files: RunFiles, *, simulator: bool = True) -> None
         line = {"branches": 8, "error_mean": 0.5, "error_q25": 0.2, "error_q50": 0.4, "error_q75": 0.6, "moved": 2.0}
         depth = [{**line, "depth": d, "error_q50": 0.1 * d / cycle, "one_step": 0.3} for d in range(1, 6)]
         floor = {"rows": ROWS, "undetermined": 1, "median": 1e-6, "q95": 1e-5, "max": 1e-4, "mean": 2e-6}
-        identity = {"task": files.task, "seed": files.seed, "cycle": cycle}
+        identity = {"task": files.task, "method": files.method, "seed": files.seed, "cycle": cycle}
         content = {
             **identity, "discount": 0.99, "holdout": measured(True),
             "rollout": None if first else measured(simulator), "reconstruction": floor if simulator else None,
             "depth": depth if simulator else None,
         }  # fmt: skip
-        write_json(root / files.path(THEORY_METRICS, cycle), content)
-        with create(root / files.path(THEORY_ROWS, cycle), Header("theory", **identity)) as file:
-            for place in ("holdout",) if first else ("holdout", "rollout"):
-                for phase in ("before", "after") if tuned else ("after",):
-                    group = file.require_group(f"{place}/{phase}")
-                    values = np.linspace(0.1, 1, ROWS, dtype=np.float32)
-                    put(group, "surrogate_bias", values)
-                    if tuned:
-                        put(group, "surrogate_bias_fixed", 2 * values)
-                    if simulator or place == "holdout":
-                        put(group, "true_bias", 3 * values)
+        header, arrays = Header("theory", **identity), {}
+        for place in ("holdout",) if first else ("holdout", "rollout"):
+            for phase in ("before", "after") if tuned else ("after",):
+                values = np.linspace(0.1, 1, ROWS, dtype=np.float32)
+                arrays[f"{place}/{phase}/surrogate_bias"] = values
+                if tuned:
+                    arrays[f"{place}/{phase}/surrogate_bias_fixed"] = 2 * values
+                if simulator or place == "holdout":
+                    arrays[f"{place}/{phase}/true_bias"] = 3 * values
+        digest = hdf5.write(root / files.path(THEORY_ROWS, cycle), header, arrays)
+        metrics.write(root / files.path(THEORY_METRICS, cycle), header, content, digest)
 
 
 def read(root: Path, files: RunFiles) -> Run:
     """A run of which only the theory is there."""
-    theory = [Theory.model_validate(read_json(root / files.path(THEORY_METRICS, c))) for c in files.measurements()]
+    found = [metrics.read(root / files.path(THEORY_METRICS, cycle))[0] for cycle in files.measurements()]
+    theory = [Theory.model_validate(content) for content in found]
     rows: Rows = read_rows(files, files.measurements()[-1], root)
     return Run(files, evaluations=[], checks=[], phase1=[], phase2=[], policy=[], theory=theory, rows=rows)
 
@@ -198,12 +198,13 @@ def test_theory_of_before_there_were_two_surrogates_is_still_drawn(tmp_path: Pat
     (run,) = runs_of(tmp_path, files_of())
     for cycle in (1, 2, 3):
         path = tmp_path / run.files.path(THEORY_METRICS, cycle)
-        content = read_json(path)
+        content, _ = metrics.read(path)
         for place in ("holdout", "rollout"):
             for phase in ("before", "after"):
                 for name in ("surrogate_bias_fixed", "rank_correlation_fixed"):
                     ((content[place] or {}).get(phase) or {}).pop(name, None)
-        write_json(path, content)
+        header = Header("theory", run.files.task, run.files.seed, cycle, method=run.files.method)
+        metrics.write(path, header, content, "")
     old = read(tmp_path, run.files)
     assert old.theory[-1].rollout is not None
     assert old.theory[-1].rollout.after.surrogate_bias_fixed is None
@@ -289,5 +290,5 @@ def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
     write_theory(tmp_path, files)
     source, target = (tmp_path / files.path(THEORY_ROWS, cycle) for cycle in (2, 3))
     target.write_bytes(source.read_bytes())
-    with pytest.raises(UsbpoError, match="it is of Pendulum, seed 0, cycle 2, which does not fit its folder"):
+    with pytest.raises(UsbpoError, match="it is of Pendulum, usbpo, seed 0, cycle 2, which does not fit its folder"):
         read_rows(files, 3, tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from helpers.artifacts import of_cycle, reheaded
 
+from usbpo.agent import sac
 from usbpo.agent.sac import Agent
 from usbpo.artifacts import transitions
 from usbpo.artifacts.header import Header
@@ -20,7 +23,7 @@ from usbpo.artifacts.transitions import Transitions, read, read_collector
 from usbpo.environments.tasks import Simulator
 from usbpo.errors import UsbpoError
 from usbpo.experiment.run_config import RunConfig
-from usbpo.stages.collect import collect
+from usbpo.stages.collect import Collector, collect, random_actor
 from usbpo.stages.evaluate import evaluate
 from usbpo.stages.initialise import initialise
 
@@ -68,6 +71,7 @@ def test_two_half_cycles_equal_one_whole_cycle(
     whole, half, rest = (tmp_path / f"{name}.h5" for name in ("whole", "half", "rest"))
     collect(**start, output=whole, steps=104, cycle=1)
     collect(**start, output=half, steps=52, cycle=1)
+    of_cycle(start["policy"], 1)
     collect(**(start | {"previous": half}), output=rest, steps=52, cycle=2)
     (_, one), (_, first), (_, second) = read(whole), read(half), read(rest)
     assert not ends(one)[51], "the cut must be within an episode"
@@ -78,13 +82,12 @@ def test_two_half_cycles_equal_one_whole_cycle(
     assert not same_collector(whole, half)
 
 
-def test_two_halves_of_the_random_steps_equal_the_whole(tmp_path: Path, run_config: Callable[[str], RunConfig]) -> None:
-    start = {"task": "Hopper", "seed": 3, "cycle": 0, **environment_of(run_config("Hopper"))}
-    whole, half, rest = (tmp_path / f"{name}.h5" for name in ("whole", "half", "rest"))
-    collect(**start, output=whole, steps=100)
-    collect(**start, output=half, steps=50)
-    collect(**start, output=rest, steps=50, previous=half)
-    assert equal(read(whole)[1], transitions.concatenate([read(half)[1], read(rest)[1]]))
+def test_two_halves_of_the_random_steps_equal_the_whole() -> None:
+    whole, half, rest = (Collector(Simulator("Hopper-v5"), 3) for _ in range(3))
+    actor = random_actor(3)
+    expected, first = whole.collect(100, actor), half.collect(50, actor)
+    rest.restore(half.state())
+    assert equal(expected, transitions.concatenate([first, rest.collect(50, actor)]))
 
 
 def test_a_fresh_process_writes_the_same_bytes(tmp_path: Path, run_config: Callable[[str], RunConfig]) -> None:
@@ -205,9 +208,9 @@ def test_bad_input_is_refused_in_one_sentence_and_writes_nothing(
     refused("no such file", policy=tmp_path / "missing.safetensors")
     refused("seed is 0", seed=1)
     refused("task is Hopper", task="Walker2d")
-    make_agent(obs_dim=11, act_dim=3).save(other, make_header("policy", task="Walker2d"))
+    make_agent(obs_dim=11, act_dim=3).save(other, make_header("policy", task="Walker2d", cycle=0))
     refused(r"other.safetensors.*task is Walker2d", policy=other)
-    make_agent(obs_dim=17, act_dim=6).save(other, make_header("policy", task="Hopper"))
+    make_agent(obs_dim=17, act_dim=6).save(other, make_header("policy", task="Hopper", cycle=0))
     refused("17 observations", policy=other)
     refused("holds no collector's state", previous=_without_collector(tmp_path, hopper["previous"]))
 
@@ -223,7 +226,9 @@ def _without_collector(folder: Path, shard: Path) -> Path:
 
 def evaluated(path: Path, policy: Path, **changes: Any) -> dict[str, np.ndarray[Any, Any]]:
     arguments = {"task": "Hopper", "environment": "Hopper-v5", "episodes": 3, "seed": 0, "cycle": 4}
-    evaluate(**({"policy": policy, "output": path, "on_policy_steps": 1000} | arguments | changes))
+    arguments |= changes
+    own = of_cycle(Path(shutil.copy(policy, path.with_name("own.safetensors"))), arguments["cycle"])
+    evaluate(**{"policy": own, "output": path, "on_policy_steps": 1000}, **arguments)
     with h5py.File(path) as file:
         assert file.attrs["on_policy_steps"] == 1000
         return {name: values[()] for name, values in file.items()}
@@ -257,3 +262,45 @@ def test_evaluation_of_another_tasks_policy_is_refused_in_one_sentence(hopper: d
     with pytest.raises(UsbpoError, match="11 observations"):
         evaluated(tmp_path / "out.h5", hopper["policy"], environment="Walker2d-v5")
     assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.fixture
+def diverged(hopper: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A policy whose numbers are finite and whose actions are not."""
+    header, agent = sac.load(hopper["policy"])
+    for layer in range(3):
+        agent.actor[f"weight.{layer}"] *= 1e38
+    path = tmp_path / "diverged.safetensors"
+    agent.save(path, header)
+    return {**hopper, "policy": path}
+
+
+def test_a_policy_whose_actions_are_nan_is_noticed_where_it_acts(diverged: dict[str, Any], tmp_path: Path) -> None:
+    said = "an action of the policy is NaN, so it has diverged; lower policy.learning_rate"
+    with pytest.raises(UsbpoError, match=f"cycle 1: {said}"):
+        collect(**diverged, output=tmp_path / "out.h5", steps=20, cycle=1)
+    with pytest.raises(UsbpoError, match=f"cycle 0: {said}"):
+        evaluated(tmp_path / "out.h5", diverged["policy"], cycle=0)
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_a_run_goes_on_in_no_other_simulator(hopper: dict[str, Any], tmp_path: Path) -> None:
+    previous = Path(shutil.copy(hopper["previous"], tmp_path))
+    reheaded(previous, versions={**read(previous)[0].versions, "mujoco": "2.0.0"})
+    with pytest.raises(UsbpoError, match=r"collected with mujoco 2.0.0 \(here .*\), and a run has one simulator"):
+        collect(**{**hopper, "previous": previous}, output=tmp_path / "out.h5", steps=20, cycle=1)
+
+
+def test_a_collectors_state_of_something_else_is_refused(hopper: dict[str, Any], tmp_path: Path) -> None:
+    previous = tmp_path / "00000.h5"
+    header, rows = read(hopper["previous"])
+    _, state = read_collector(hopper["previous"])
+    for name, values in (
+        ("observation", state["observation"][:-1]),
+        ("action_generator", state["action_generator"].astype(np.int64)),
+        ("elapsed_steps", np.zeros(2, np.int64)),
+        ("environment_generator", state["environment_generator"][:5]),
+    ):
+        transitions.write(previous, header, rows, {**state, name: values})
+        with pytest.raises(UsbpoError, match=rf"00000.h5: its collector's state has no {name} of \d+ numbers"):
+            collect(**{**hopper, "previous": previous}, output=tmp_path / "out.h5", steps=20, cycle=1)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.artifacts import of_cycle
 from torch import Tensor
 
 from usbpo.artifacts import transitions
@@ -48,7 +49,7 @@ def run(shard: Path, folder: Path, **changes: Any) -> tuple[Ensemble, dict[str, 
     """Run the stage; its model and its metrics."""
     arguments = {"seed": 0, "cycle": 1, **OPTIONS, **changes}
     model, metrics = folder / "model-mle.safetensors", folder / "phase1.json"
-    phase1(data=[shard], output=model, metrics=metrics, **arguments)
+    phase1(data=[of_cycle(shard, arguments["cycle"])], output=model, metrics=metrics, **arguments)
     return ensembles.load(model)[1], json.loads(metrics.read_text())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.artifacts import of_cycle
 from helpers.workflow import REPO
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +60,11 @@ class Inputs:
     rollouts: Path
     m1: Path
     m2: Path
+
+    def move(self, cycle: int) -> None:
+        """Make them those of a cycle."""
+        for path, its in ((self.data, cycle), (self.rollouts, cycle - 1), (self.m1, cycle - 1), (self.m2, cycle)):
+            of_cycle(path, its)
 
     def run(self, folder: Path, **changes: Any) -> tuple[Ensemble, dict[str, Any]]:
         """Run the stage; the model and the metrics that it leaves."""
@@ -229,8 +235,8 @@ def test_identical_models_are_left_as_they_are(
     for name, tensor in model.params.items():
         if not name.endswith("variance"):
             model.params[name] = tensor[:1].expand_as(tensor).clone()
-    for path in (inputs.m1, inputs.m2):
-        model.save(path, make_header("model", cycle=2))
+    for path, cycle in ((inputs.m1, 1), (inputs.m2, 2)):
+        model.save(path, make_header("model", cycle=cycle))
     tuned, metrics = inputs.run(tmp_path / "out")
     assert metrics["before"]["bias"] == 0.0
     assert metrics["before"]["shift"] < 1e-6, "M1 is computed member by member, which rounds otherwise"
@@ -342,6 +348,7 @@ def test_as_released_draws_members_once_in_a_run(
 ) -> None:
     rows = []
     for cycle in (2, 3):
+        inputs.move(cycle)
         validation, drawn = watched_rows(
             inputs, tmp_path / str(cycle), monkeypatch, **FORMS[-1], cycle=cycle, max_steps=3
         )
@@ -497,8 +504,8 @@ def test_what_moves_along_goes_back_to_m1_and_what_is_fixed_holds(
     precision: str, inputs: Inputs, tmp_path: Path, make_header: Callable[..., Header]
 ) -> None:
     """Where M2's members agree and lie off M1: all of the way back, or where maximum likelihood has led."""
-    (_, m1), (header, m2) = ensembles.load(inputs.m1), ensembles.load(inputs.m2)
-    for model, path in ((m1, inputs.m1), (m2, inputs.m2)):
+    for path in (inputs.m1, inputs.m2):
+        header, model = ensembles.load(path)
         for name, tensor in model.params.items():
             if not name.endswith("variance"):
                 model.params[name] = tensor[:1].expand_as(tensor).clone()

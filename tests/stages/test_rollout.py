@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.artifacts import of_cycle
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.terminations import TERMINATIONS, Termination, never
 from usbpo.errors import UsbpoError
+from usbpo.model import ensemble as ensembles
 from usbpo.model.ensemble import Ensemble, predict_one_member
 from usbpo.numerics.optimizer import Params
 from usbpo.stages import rollout as stage
@@ -157,6 +159,18 @@ def test_rows_without_a_finite_prediction_end_their_branch_and_are_left_out(
     assert np.isfinite(made.rewards).all()
 
 
+def test_a_model_that_predicts_no_number_for_many_rows_is_refused(
+    files: Path, tmp_path: Path, make_header: Callable[..., Header]
+) -> None:
+    _, model = ensembles.load(files / "model.safetensors")
+    model.params["bias.0"][int(model.elites[0])] = 3e38
+    model.params["weight.1"][int(model.elites[0])] = 3e38
+    model.save(files / "model.safetensors", make_header("model"))
+    with pytest.raises(UsbpoError, match=r"cycle 1: the model predicts NaN or infinity for \d+ of \d+ rows, .*; lower"):
+        run(files, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_diverged_model_is_refused_in_one_sentence(model: Ensemble, make_agent: Callable[..., Agent]) -> None:
     for member in range(7):
         diverge(model, member)
@@ -182,7 +196,7 @@ def files(
 ) -> Path:
     transitions.write(tmp_path / "data.h5", make_header(), make_transitions(50))
     model.save(tmp_path / "model.safetensors", make_header("model"))
-    make_agent().save(tmp_path / "policy.safetensors", make_header("policy"))
+    make_agent().save(tmp_path / "policy.safetensors", make_header("policy", cycle=0))
     return tmp_path
 
 
@@ -222,7 +236,10 @@ def test_same_work_gives_same_bytes_and_another_cycle_others(files: Path, tmp_pa
         torch.rand(1)  # a global generator must not matter
     for name in ("rollouts.h5", "rollout.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    assert (run(files, tmp_path / "third", cycle=2)[0].actions[:120] != run(files, tmp_path)[0].actions[:120]).any()
+    first, _ = run(files, tmp_path)
+    for name, cycle in (("data.h5", 2), ("model.safetensors", 2), ("policy.safetensors", 1)):
+        of_cycle(files / name, cycle)
+    assert (run(files, tmp_path / "third", cycle=2)[0].actions[:120] != first.actions[:120]).any()
 
 
 def test_bad_input_is_refused_in_one_sentence_and_writes_nothing(

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers.artifacts import of_cycle
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -229,15 +230,24 @@ def files(
     make_agent: Callable[..., sac.Agent],
     make_header: Callable[..., Header],
 ) -> Path:
-    transitions.write(tmp_path / "data.h5", make_header(), real)
+    transitions.write(tmp_path / "data.h5", make_header(cycle=2), real)
     transitions.write(tmp_path / "rollouts.h5", make_header(transitions.ROLLOUTS), real.rows(slice(0, 60)))
     # Phase 1 says of how many rows it held some out.
-    header = replace(make_header(ensemble.KIND, cycle=2), parameters={"rows": len(real)})
-    for name, seed in (("m1", 1), ("mle", 2), ("m2", 3)):
+    for name, seed, cycle in (("m1", 1, 1), ("mle", 2, 2), ("m2", 3, 2)):
+        header = replace(make_header(ensemble.KIND, cycle=cycle), parameters={"rows": len(real)})
         make_model(seed).save(tmp_path / f"{name}.safetensors", header)
     for name, seed in (("p1", 1), ("p2", 2)):
-        make_agent(seed, obs_dim=4, act_dim=1).save(tmp_path / f"{name}.safetensors", make_header(sac.KIND))
+        agent = make_agent(seed, obs_dim=4, act_dim=1)
+        agent.save(tmp_path / f"{name}.safetensors", make_header(sac.KIND, cycle=seed))
     return tmp_path
+
+
+def move(files: Path, cycle: int) -> None:
+    """Make the files those of another cycle."""
+    before = ("m1.safetensors", "p1.safetensors", "rollouts.h5")
+    for path in files.iterdir():
+        if path.is_file():
+            of_cycle(path, cycle - (path.name in before))
 
 
 def run(files: Path, folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -288,7 +298,7 @@ def test_rows_are_those_that_phase_1_held_out(
     """Of the whole of D_env, or where a trigger fired in mid-cycle of what there was, by the number of its check."""
     mle = files / "mle.safetensors"
     header, model = ensemble.load(mle)
-    number = {} if training is None else {"training": training}
+    number = {} if training is None else {"check": training}
     model.save(mle, replace(header, parameters={"rows": rows, **number}))
     seen: list[Rows] = []
 
@@ -297,7 +307,7 @@ def test_rows_are_those_that_phase_1_held_out(
         return measure(rows, *others)
 
     monkeypatch.setattr(stage, "measure", recording)
-    run(files, tmp_path / "out", model=None, rollouts=None, rows=1000)
+    run(files, tmp_path / "out", model=None, rows=1000)
     assert len(real) == 120
     _, held_out = split_holdout(rows, 0, training or 2, 0.2, 5000)
     expected = {tuple(row) for row in real.observations[held_out.numpy()].tolist()}
@@ -314,7 +324,8 @@ def test_a_model_that_does_not_say_what_it_was_trained_on_is_refused(files: Path
 
 
 def test_the_first_cycle_has_no_shift_and_no_rollouts(files: Path, tmp_path: Path) -> None:
-    metrics, arrays = run(files, tmp_path / "out", rollouts=None, previous_model=None, model=None)
+    move(files, 1)
+    metrics, arrays = run(files, tmp_path / "out", rollouts=None, previous_model=None, model=None, cycle=1)
     assert metrics["rollout"] is None
     assert metrics["holdout"]["after"]["shift"] is None
     assert metrics["holdout"]["after"]["true_bias"] > 0
@@ -340,5 +351,6 @@ def test_same_work_gives_same_bytes_and_another_cycle_others(files: Path, tmp_pa
         torch.rand(1)  # a global generator must not matter
     for name in ("theory.h5", "theory.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    move(files, 3)
     other, _ = run(files, tmp_path / "third", cycle=3)
     assert other["rollout"] != json.loads((tmp_path / "first/theory.json").read_text())["rollout"]

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from helpers.artifacts import edited, of_cycle, reheaded, with_value
 from helpers.workflow import (
     EXPERIMENT,
     FOLDERS,
@@ -24,7 +25,8 @@ from helpers.workflow import (
     truncate,
 )
 
-from usbpo.artifacts.files import write_json
+from usbpo.artifacts import metrics
+from usbpo.artifacts.header import Header
 from usbpo.commands import cli, stage_verbs
 from usbpo.experiment.loading import load_run
 from usbpo.experiment.run import Run
@@ -49,13 +51,13 @@ def command_of(stage: str) -> list[str]:
     told = {
         "block": [],
         "initialise": [run.options.initialise()],
-        "collect": [run.options.collect(2), "--task test-pendulum"],
-        "triggered": [triggered.options.triggered(2), "--task test-pendulum"],
+        "collect": [run.options.collect(2), "--task test-pendulum --method test-usbpo"],
+        "triggered": [triggered.options.triggered(2), "--task test-pendulum --method test-usbpo"],
         "phase1": [run.options.phase1()],
         "phase2": [run.options.phase2()],
         "rollout": [run.options.rollout(2)],
         "policy": [run.options.policy()],
-        "evaluate": [run.options.evaluate(2), "--task test-pendulum"],
+        "evaluate": [run.options.evaluate(2), "--task test-pendulum --method test-usbpo"],
         "theory": [run.options.theory()],
     }
     data = " ".join(run.real_data(2))
@@ -73,8 +75,8 @@ def command_of(stage: str) -> list[str]:
         f"--model-mle {OF_USBPO}/00002/model-mle.safetensors --output out/model.safetensors --metrics out/m.json",
         "rollout": f"--data {data} --model {run.models(2)[0]} --policy {run.previous_policy(2)[0]} "
         "--output out/rollouts.h5 --metrics out/m.json",
-        "policy": f"--data {data} --rollouts {run.model_data(2)[0]} --previous-policy {run.previous_policy(2)[0]} "
-        "--output out/policy.safetensors --metrics out/m.json",
+        "policy": f"--data {data} --rollouts {' '.join(run.model_data(2))} "
+        f"--previous-policy {run.previous_policy(2)[0]} --output out/policy.safetensors --metrics out/m.json",
         "evaluate": f"--policy {OF_USBPO}/00002/policy.safetensors --output out/evaluation.h5",
         "theory": f"--data {data} --rollouts {run.model_data_before(2)[0]} --previous-model {run.models(1)[0]} "
         f"--model-mle {OF_USBPO}/00002/model-mle.safetensors --model {OF_USBPO}/00002/model.safetensors "
@@ -105,34 +107,34 @@ def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         hopper = [*("--task", "Hopper"), *("--environment", "Hopper-v5"), *("--steps", "30"), *("--cycle", "0")]
         seed_1 = replaced(replaced(command_of("collect"), "--policy"), "--previous")
+        seed_1 = replaced(replaced(seed_1, "--seed", "1"), "--cycle", "0")
         phase1 = replaced(replaced(command_of("phase1"), "--previous-model"), "--metrics", "out/m.json")
+        initialise = command_of("initialise")
+
+        def first(words: list[str], data: str, output: str) -> list[str]:
+            """A stage of cycle 0 on other data."""
+            words = replaced(replaced(words, "--data", data), "--output", output)
+            return replaced(words, "--cycle", "0") if "--cycle" in words else words
+
         for words in [
             ["collect", "--output", "bad/hopper.h5", "--seed", "0", *hopper],
-            replaced(
-                replaced(command_of("initialise"), "--data", "bad/hopper.h5"),
-                "--output",
-                "bad/hopper-policy.safetensors",
-            ),
-            replaced(replaced(phase1, "--data", "bad/hopper.h5"), "--output", "bad/hopper-model.safetensors"),
-            replaced(replaced(replaced(seed_1, "--seed", "1"), "--cycle", "0"), "--output", "bad/seed-1.h5"),
-            replaced(
-                replaced(command_of("initialise"), "--data", "bad/seed-1.h5"),
-                "--output",
-                "bad/seed-1-policy.safetensors",
-            ),
-            replaced(
-                replaced(replaced(phase1, "--data", "bad/seed-1.h5"), "--output", "bad/seed-1-model.safetensors"),
-                "--seed",
-                "1",
-            ),
-            replaced(
-                replaced(command_of("initialise"), "--hidden-size", "24"), "--output", "bad/wide-policy.safetensors"
-            ),
-            replaced(replaced(phase1, "--hidden-size", "24"), "--output", "bad/wide-model.safetensors"),
+            first(initialise, "bad/hopper.h5", "bad/hopper-policy.safetensors"),
+            first(phase1, "bad/hopper.h5", "bad/hopper-model.safetensors"),
+            replaced(seed_1, "--output", "bad/seed-1.h5"),
+            first(initialise, "bad/seed-1.h5", "bad/seed-1-policy.safetensors"),
+            replaced(first(phase1, "bad/seed-1.h5", "bad/seed-1-model.safetensors"), "--seed", "1"),
+            first([*initialise, "--hidden-size", "24"], FIRST, "bad/wide-policy.safetensors"),
+            first([*phase1, "--hidden-size", "24"], FIRST, "bad/wide-model.safetensors"),
         ]:
             assert cli.main(words) == 0, words
+        for wide in ("policy", "model"):
+            of_cycle(bad / f"wide-{wide}.safetensors", 1)
+            for name, changes in (("late", {"cycle": 2}), ("mbpo", {"method": "test-mbpo"})):
+                copy = shutil.copy(bad / f"wide-{wide}.safetensors", bad / f"{name}-wide-{wide}.safetensors")
+                reheaded(copy, **changes)
         state = {"estimate": 0.1, "error_sum": 0.2, "steps": 10, "reference_volume": 0.3}
-        write_json(bad / "trigger.json", {"task": "test-pendulum", "seed": 0, "cycle": 1, "checks": [], "state": state})
+        header = Header("trigger", "test-pendulum", 0, 1, method="test-usbpo")
+        metrics.write(bad / "trigger.json", header, {"checks": [], "state": state}, "")
     shutil.rmtree(folder / "out")
     for name, source in {
         "cut.h5": "data/00001.h5",
@@ -141,16 +143,16 @@ def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cut-policy.safetensors": "00001/policy.safetensors",
     }.items():
         truncate(Path(shutil.copy(folder / OF_USBPO / source, bad / name)))
-    with_nan(Path(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "nan.h5")), "rewards", float("nan"))
-    with_nan(Path(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "inf.h5")), "next_observations", float("inf"))
-    with_nan(
-        Path(shutil.copy(folder / OF_USBPO / "00001/rollouts.h5", bad / "nan-rollouts.h5")), "actions", float("nan")
-    )
+    for name, source, array, value in (
+        ("nan.h5", "data/00001.h5", "rewards", float("nan")),
+        ("inf.h5", "data/00001.h5", "next_observations", float("inf")),
+        ("nan-rollouts.h5", "00001/rollouts.h5", "actions", float("nan")),
+    ):
+        with_value(Path(shutil.copy(folder / OF_USBPO / source, bad / name)), array, 3, value)
     flip_a_bit(Path(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "flipped.h5")))
-    with h5py.File(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "header.h5"), "r+") as file:
-        file.attrs["header"] = "{}"
-    with h5py.File(shutil.copy(folder / OF_USBPO / "data/00001.h5", bad / "newer.h5"), "r+") as file:
-        file.attrs["header"] = file.attrs["header"].replace('"schema_version": 1', '"schema_version": 99, "added": 1')
+    shard = folder / OF_USBPO / "data/00001.h5"
+    edited(Path(shutil.copy(shard, bad / "header.h5")), b', "header": {', b', "heeder": {')
+    edited(Path(shutil.copy(shard, bad / "newer.h5")), b'"schema_version": 2, "seed"', b'"schema_version": 9, "seed"')
     with h5py.File(bad / "foreign.h5", "w") as file:
         file["numbers"] = np.arange(3)
     (bad / "text.safetensors").write_text("no checkpoint at all")
@@ -158,18 +160,10 @@ def bench(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def with_nan(path: Path, name: str, value: float) -> None:
-    """Write a value that is not finite into row 3 of an array."""
-    with h5py.File(path, "r+") as file:
-        rows = file[name][()]
-        rows[3] = value
-        file[name][...] = rows
-
-
 def flip_a_bit(path: Path) -> None:
     """Damage one byte of the stored observations, as a bad disk does."""
     with h5py.File(path) as file:
-        place = file["observations"].id.get_chunk_info(0).byte_offset + 7
+        place = file["observations"].id.get_offset() + 7
     content = bytearray(path.read_bytes())
     content[place] ^= 4
     path.write_bytes(content)
@@ -184,15 +178,20 @@ OF_HOPPER = f"its task is Hopper, but test-pendulum is asked for{ONE_RUN}"
 OF_SEED_1 = f"its seed is 1, but 0 is asked for{ONE_RUN}"
 TOO_WIDE = "hidden_size is 24, but 16 is expected; give the checkpoint of this task and network width"
 NAN = f"holds NaN or infinity in row 3{DELETE}"
-SHARD, ROLLOUTS, EVALUATION, POLICY, MODEL = (
-    *(f"{OF_USBPO}/data/00001.h5", f"{OF_USBPO}/00001/rollouts.h5", f"{OF_USBPO}/00001/evaluation.h5"),
+FIRST, SHARD, ROLLOUTS, EVALUATION, POLICY, MODEL = (
+    *(
+        f"{OF_USBPO}/data/00000.h5",
+        f"{OF_USBPO}/data/00001.h5",
+        f"{OF_USBPO}/00001/rollouts.h5",
+        f"{OF_USBPO}/00001/evaluation.h5",
+    ),
     *(f"{OF_USBPO}/00001/policy.safetensors", f"{OF_USBPO}/00001/model-mle.safetensors"),
 )
 # For each stage and option: the values given instead, and what the sentence says after the last of them, or in all.
 WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("collect", "--policy"): [
         ("none.safetensors", NO_FILE),
-        ("", "cycle 2 collects with a policy, but none is given; add --policy FILE"),
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --policy FILE"),
         ("bad/cut-policy.safetensors", CUT),
         ("bad/text.safetensors", CUT),
         ("bad/hopper-policy.safetensors", OF_HOPPER),
@@ -230,17 +229,17 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("bad/empty.h5", CUT),
         ("bad/flipped.h5", CUT),
         ("bad/header.h5", f"its header is damaged{DELETE}"),
-        ("bad/newer.h5", "written with schema 99, but this version reads schema 1; "),
-        ("bad/foreign.h5", "this HDF5 file was not written by usbpo; name one that was"),
+        ("bad/newer.h5", "written with schema 9, but this version reads schema 2; "),
+        ("bad/foreign.h5", CUT),
         ("bad/nan.h5", f"rewards {NAN}"),
         ("bad/inf.h5", f"next_observations {NAN}"),
-        (f"{SHARD} bad/hopper.h5", f"00001.h5: its task is test-pendulum, but .*hopper.h5.* Hopper{ONE_RUN}"),
-        (f"{SHARD} bad/seed-1.h5", f"00001.h5: its seed is 0, but .*seed-1.h5.* 1{ONE_RUN}"),
+        (f"{FIRST} bad/hopper.h5", f"00000.h5: its task is test-pendulum, but .*hopper.h5.* Hopper{ONE_RUN}"),
+        (f"{FIRST} bad/seed-1.h5", f"00000.h5: its seed is 0, but .*seed-1.h5.* 1{ONE_RUN}"),
         (MODEL, NOT_HDF5),
     ],
     ("triggered", "--previous-trigger"): [
         ("none.json", NO_FILE),
-        (SHARD, "not a JSON file .*; delete it and run again"),
+        (SHARD, "this is a .h5 file where a .json file is expected; name the right file"),
         (f"{OF_USBPO}/00002/phase1.json", "its cycle is 2, but 1 is asked for; give files of one run"),
         (f"{OF_USBPO}/00001/phase1.json", "it holds no state of a trigger; delete it and run again"),
     ],
@@ -276,13 +275,16 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("phase1", "--holdout-ratio"): [("0.001", "120 real rows are too few to hold out .*; collect more random steps")],
     ("phase1", "--learning-rate"): [
         ("-1", "'--learning-rate' must be greater than 0, but is -1.0; mend the value"),
-        ("1e30", "phase 1 diverged: .*; lower phase1.learning_rate"),
+        ("1e30", "cycle 2: phase 1 diverged: .*; lower phase1.learning_rate"),
     ],
     ("phase1", "--metrics"): [
         ("/proc/nowhere/m.json", "the folder /proc/nowhere cannot be written .*; choose another")
     ],
     ("phase2", "--model-mle"): [
-        ("bad/wide-model.safetensors", "hidden_size is 16, but 24 is expected; give the checkpoint of this task and"),
+        (
+            "bad/late-wide-model.safetensors",
+            "hidden_size is 16, but 24 is expected; give the checkpoint of this task and",
+        ),
     ],
     ("phase2", "--previous-model"): [("bad/seed-1-model.safetensors", OF_SEED_1)],
     ("phase2", "--rollouts"): [
@@ -295,13 +297,13 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("as_released", "loss: as_released has a stand-in that moves along; set stand_in: moving beside it"),
     ],
     ("phase2", "--stand-in"): [("still", "'--stand-in' must be 'fixed' or 'moving', but is 'still'; mend the value")],
-    ("phase2", "--learning-rate"): [("1e30", "fine-tuning diverged, .*; lower phase2.learning_rate")],
+    ("phase2", "--learning-rate"): [("1e30", "cycle 2: phase 2 diverged, .*; lower phase2.learning_rate")],
     ("rollout", "--model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
     ("rollout", "--policy"): [("bad/seed-1-policy.safetensors", OF_SEED_1)],
     ("rollout", "--termination"): [("hoper", "unknown termination 'hoper'; known are .*hopper")],
     ("policy", "--previous-policy"): [("bad/wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
     ("policy", "--rollouts"): [("bad/nan-rollouts.h5", f"actions {NAN}")],
-    ("policy", "--learning-rate"): [("1e30", "the policy update diverged: .*; lower policy.learning_rate")],
+    ("policy", "--learning-rate"): [("1e30", "cycle 2: the policy update diverged: .*; lower policy.learning_rate")],
     ("evaluate", "--policy"): [
         ("none.safetensors", NO_FILE),
         ("bad/hopper-policy.safetensors", OF_HOPPER),
@@ -310,7 +312,7 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("evaluate", "--environment"): [
         ("Hopper-v5", "the policy takes 4 observations, but Hopper-v5 has 11; give a policy of this task"),
     ],
-    ("theory", "--policy"): [("bad/wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
+    ("theory", "--policy"): [("bad/late-wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
     ("theory", "--previous-model"): [("bad/hopper-model.safetensors", OF_HOPPER)],
     ("theory", "--model-mle"): [(f"{OF_USBPO}/00002/policy.safetensors", "its kind is policy, but model is expected")],
     ("theory", "--rollouts"): [("bad/nan-rollouts.h5", f"actions {NAN}")],
@@ -328,10 +330,127 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
             f"{OF_USBPO}/data/00000.h5 {OF_USBPO}/data/00002.h5",
             "it begins with cycle 2, but 1 is expected; ",
         ),
-        (f"{OF_USBPO}/data/00000.h5 bad/seed-1.h5", f"its seed is 1, but .*00000.h5 has 0{ONE_RUN}"),
+        (f"{FIRST} bad/seed-1.h5", f"00000.h5: its seed is 0, but .*seed-1.h5 has 1{ONE_RUN}"),
     ],
 }
-CASES = [(*call, values, said) for call, cases in WRONG.items() for values, said in cases]
+
+
+def cycles(of: str, name: str, *numbers: int) -> str:
+    """Files of some cycles of a run."""
+    return " ".join(f"{of}/{name.format(f'{number:05d}')}" for number in numbers)
+
+
+SHARDS, POLICIES, MODELS, MADE = "data/{}.h5", "{}/policy.safetensors", "{}/model-mle.safetensors", "{}/rollouts.h5"
+OF_ANOTHER = f"its method is test-mbpo, but test-usbpo is asked for{ONE_RUN}"
+
+
+def another_cycle(option: str, found: int, asked: int) -> str:
+    return f"it is of cycle {found}, but {option} must be of cycle {asked} where cycle 2 is made; give the files that"
+
+
+D_ENV = [
+    (cycles(OF_USBPO, SHARDS, 0, 1), "D_env ends with cycle 1, but must hold cycles 0 to 2; give all files"),
+    (cycles(OF_USBPO, SHARDS, 0, 2), "00002.h5: it holds cycle 2 of D_env, but cycle 1 is to follow; give all files"),
+    (cycles(OF_USBPO, SHARDS, 0, 1, 1), "00001.h5: it holds cycle 1 of D_env, but cycle 2 is to follow"),
+    (cycles(OF_USBPO, SHARDS, 1, 0, 2), "00001.h5: it holds cycle 1 of D_env, but cycle 0 is to follow"),
+    (cycles(OF_USBPO, SHARDS, 0, 1, 2, 3), "00003.h5: it holds cycle 3 of D_env, but D_env ends with cycle 2"),
+    (f"{cycles(OF_USBPO, SHARDS, 0, 1)} {cycles(OF_MBPO, SHARDS, 2)}", f"its method is test-usbpo, but .*{ONE_RUN}"),
+]
+"""D_env of cycle 2 as no stage may take it"""
+
+# Files of the run's own kind and task, but of another cycle or method, given twice, left out, in another order.
+ASTRAY: dict[tuple[str, str], list[tuple[str, str]]] = {
+    **{(stage, "--data"): D_ENV for stage in ("phase1", "phase2", "rollout", "policy", "theory")},
+    ("initialise", "--data"): [(cycles(OF_USBPO, SHARDS, 1), "it holds cycle 1 of D_env, but cycle 0 is to follow")],
+    ("collect", "--policy"): [
+        (cycles(OF_USBPO, POLICIES, 2), another_cycle("--policy", 2, 1)),
+        (cycles(OF_USBPO, POLICIES, 0), another_cycle("--policy", 0, 1)),
+        (cycles(OF_MBPO, POLICIES, 1), OF_ANOTHER),
+    ],
+    ("collect", "--previous"): [
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --previous FILE"),
+        (cycles(OF_USBPO, SHARDS, 0), another_cycle("--previous", 0, 1)),
+        (cycles(OF_USBPO, SHARDS, 2), another_cycle("--previous", 2, 1)),
+        (cycles(OF_MBPO, SHARDS, 1), OF_ANOTHER),
+    ],
+    ("phase1", "--previous-model"): [
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --previous-model FILE"),
+        (cycles(OF_USBPO, MODELS, 2), another_cycle("--previous-model", 2, 1)),
+        (cycles(OF_USBPO, MODELS, 3), another_cycle("--previous-model", 3, 1)),
+        (cycles(OF_MBPO, MODELS, 1), OF_ANOTHER),
+    ],
+    ("phase2", "--previous-model"): [
+        (cycles(OF_USBPO, MODELS, 2), another_cycle("--previous-model", 2, 1)),
+        (cycles(OF_MBPO, MODELS, 1), OF_ANOTHER),
+    ],
+    ("phase2", "--model-mle"): [
+        (cycles(OF_USBPO, MODELS, 1), another_cycle("--model-mle", 1, 2)),
+        (cycles(OF_MBPO, MODELS, 2), OF_ANOTHER),
+    ],
+    ("phase2", "--rollouts"): [
+        (cycles(OF_USBPO, MADE, 2), "D_model of cycle 2 is the rollouts of cycle 1, but those of cycle 2 are given"),
+        (cycles(OF_USBPO, MADE, 1, 1), "of cycle 1, but those of cycles 1, 1 are given; give these files, each once"),
+        (cycles(OF_MBPO, MADE, 1), OF_ANOTHER),
+    ],
+    ("rollout", "--model"): [
+        (cycles(OF_USBPO, MODELS, 1), another_cycle("--model", 1, 2)),
+        (cycles(OF_MBPO, MODELS, 2), OF_ANOTHER),
+    ],
+    ("rollout", "--policy"): [
+        (cycles(OF_USBPO, POLICIES, 2), another_cycle("--policy", 2, 1)),
+        (cycles(OF_MBPO, POLICIES, 1), OF_ANOTHER),
+    ],
+    ("policy", "--previous-policy"): [
+        (cycles(OF_USBPO, POLICIES, 2), another_cycle("--previous-policy", 2, 1)),
+        (cycles(OF_MBPO, POLICIES, 1), OF_ANOTHER),
+    ],
+    ("policy", "--rollouts"): [
+        ("", "cycle 2 of test-pendulum needs D_model, the rollouts of cycles 1, 2, but none are given; add --rollouts"),
+        (cycles(OF_USBPO, MADE, 2), "is the rollouts of cycles 1, 2, but those of cycle 2 are given"),
+        (cycles(OF_USBPO, MADE, 2, 1), "is the rollouts of cycles 1, 2, but those of cycles 2, 1 are given"),
+        (cycles(OF_USBPO, MADE, 1, 3), "is the rollouts of cycles 1, 2, but those of cycles 1, 3 are given"),
+        (f"{cycles(OF_USBPO, MADE, 1)} {cycles(OF_MBPO, MADE, 2)}", f"its method is test-usbpo, but .*{ONE_RUN}"),
+    ],
+    ("evaluate", "--policy"): [
+        (cycles(OF_USBPO, POLICIES, 1), another_cycle("--policy", 1, 2)),
+        (cycles(OF_MBPO, POLICIES, 2), OF_ANOTHER),
+    ],
+    ("theory", "--model-mle"): [(cycles(OF_USBPO, MODELS, 1), another_cycle("--model-mle", 1, 2))],
+    ("theory", "--model"): [(cycles(OF_USBPO, "{}/model.safetensors", 3), another_cycle("--model", 3, 2))],
+    ("theory", "--previous-model"): [
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --previous-model FILE"),
+        (cycles(OF_USBPO, MODELS, 2), another_cycle("--previous-model", 2, 1)),
+        (cycles(OF_MBPO, MODELS, 1), OF_ANOTHER),
+    ],
+    ("theory", "--previous-policy"): [(cycles(OF_USBPO, POLICIES, 2), another_cycle("--previous-policy", 2, 1))],
+    ("theory", "--policy"): [(cycles(OF_USBPO, POLICIES, 1), another_cycle("--policy", 1, 2))],
+    ("theory", "--rollouts"): [
+        ("", "cycle 2 of test-pendulum needs D_model, the rollouts of cycle 1, but none are given; add --rollouts"),
+        (cycles(OF_USBPO, MADE, 2), "D_model of cycle 2 is the rollouts of cycle 1, but those of cycle 2 are given"),
+    ],
+    ("triggered", "--data"): [
+        (cycles(OF_USBPO, SHARDS, 0), "D_env ends with cycle 0, but must hold cycles 0 to 1; give all files"),
+        (cycles(OF_USBPO, SHARDS, 0, 1, 2), "00002.h5: it holds cycle 2 of D_env, but D_env ends with cycle 1"),
+    ],
+    ("triggered", "--previous-shard"): [(cycles(OF_USBPO, SHARDS, 0), another_cycle("--previous-shard", 0, 1))],
+    ("triggered", "--previous-policy"): [
+        (cycles(OF_USBPO, POLICIES, 0), another_cycle("--previous-policy", 0, 1)),
+        (cycles(OF_MBPO, POLICIES, 1), OF_ANOTHER),
+    ],
+    ("triggered", "--previous-model"): [
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --previous-model FILE"),
+        (cycles(OF_USBPO, MODELS, 2), another_cycle("--previous-model", 2, 1)),
+    ],
+    ("triggered", "--previous-trigger"): [
+        ("", "cycle 2 goes on from what stands before it, but none is given; add --previous-trigger FILE"),
+        (cycles(OF_MBPO, "{}/phase1.json", 1), OF_ANOTHER),
+    ],
+    ("triggered", "--rollouts"): [
+        ("", "cycle 2 of test-pendulum needs D_model, the rollouts of cycle 1, but none are given; add --rollouts"),
+        (cycles(OF_USBPO, MADE, 2), "D_model of cycle 2 is the rollouts of cycle 1, but those of cycle 2 are given"),
+    ],
+}
+CASES = [(*call, values, said) for table in (WRONG, ASTRAY) for call, cases in table.items() for values, said in cases]
 
 
 @pytest.mark.parametrize("stage", stage_verbs.SECTIONS)
@@ -386,9 +505,9 @@ def test_a_stage_by_hand_refuses_bad_input_in_one_sentence(
 BAD_FILES = [
     ("bad/cut.h5", "cut short or damaged"),
     ("bad/cut-model.safetensors", "cut short or damaged"),
-    ("bad/foreign.h5", "not written by usbpo"),
+    ("bad/foreign.h5", "not written by this version of usbpo"),
     ("bad/header.h5", "header is damaged"),
-    ("bad/newer.h5", "written with schema 99"),
+    ("bad/newer.h5", "written with schema 9"),
     ("none.h5", "there is no such file"),
     ("bad", "there is no such file"),
 ]
@@ -544,7 +663,7 @@ def cut(path: Path, bench: Path) -> None:
 
 
 def nan(path: Path, bench: Path) -> None:
-    with_nan(path, "rewards", float("nan"))
+    with_value(path, "rewards", 3, float("nan"))
 
 
 # Of a pair, the first spoils the run of USB-PO, and the second that of MBPO.
@@ -553,7 +672,7 @@ PAIRS: dict[str, tuple[tuple[str, Any, str], tuple[str, Any, str]]] = {
         ("data/00001.h5", cut, "data/00001.h5: .* cut short or damaged"),
         (
             "00001/policy.safetensors",
-            put("bad/wide-policy.safetensors"),
+            put("bad/mbpo-wide-policy.safetensors"),
             "00001/policy.safetensors: .* hidden_size is 24, but 16",
         ),
     ),
@@ -577,7 +696,7 @@ PAIRS: dict[str, tuple[tuple[str, Any, str], tuple[str, Any, str]]] = {
         ("00002/policy.safetensors", cut, "00002/policy.safetensors: .* cut short or damaged"),
         (
             "00001/model-mle.safetensors",
-            put("bad/wide-model.safetensors"),
+            put("bad/mbpo-wide-model.safetensors"),
             "model-mle.safetensors: .* hidden_size is 24, but 16",
         ),
     ),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from helpers.workflow import FOLDERS, REPO, Ended, files, snakemake, tree
 
+from usbpo.commands.verify import verify
 from usbpo.experiment.layers import find, read_layers
 from usbpo.experiment.loading import load_run
 from usbpo.experiment.plan import Plan
@@ -97,6 +98,14 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.xdist_group("three")
 def test_three_methods_run_through_the_whole_workflow(three: tuple[Path, Path]) -> None:
     check_all(*three)
+
+
+@pytest.mark.xdist_group("three")
+def test_runs_of_all_methods_have_no_finding(three: tuple[Path, Path]) -> None:
+    folder, _ = three
+    report = verify(str(folder / "data/runs"), folder)
+    assert report.findings == []
+    assert report.artifacts > 100
 
 
 @pytest.mark.xdist_group("three")

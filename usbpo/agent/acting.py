@@ -1,10 +1,13 @@
 """The policy for one observation at a time, as the real steps need it."""
 
+from math import isfinite
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from usbpo.agent.sac import LOG_STD_BOUNDS
+from usbpo.errors import UsbpoError
 from usbpo.numerics.optimizer import Params
 
 Vector = NDArray[np.float32]
@@ -53,3 +56,13 @@ class OneByOne:
             np.maximum(hidden, 0.0, out=hidden)
         (bias, weight, inputs, output), _ = self._last_layer
         torch.addmv(bias, weight, inputs, out=output)
+
+
+def check_action(action: NDArray[np.floating]) -> None:
+    """Check that an action may be taken.
+
+    Raises:
+        UsbpoError: it is NaN, as those of a policy that has diverged.
+    """
+    if not isfinite(action.sum()):
+        raise UsbpoError("an action of the policy is NaN, so it has diverged; lower policy.learning_rate.")

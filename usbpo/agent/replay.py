@@ -53,6 +53,11 @@ class Replay:
             drawn[:, real:] = torch.randint(self.model_rows, shape, generator=generator, device=drawn.device)
         return drawn
 
+    def largest_reward(self) -> float:
+        """The largest |r| of all rows; 0 without any."""
+        rows = self.packed[0, : self.model_rows + self.real_rows, -1]
+        return float(torch.linalg.vector_norm(rows, ord=torch.inf)) if len(rows) else 0.0
+
     def append(self, real: Transitions) -> None:
         """Take further real rows, for which there must be room."""
         end = self.model_rows + self.real_rows

@@ -66,14 +66,21 @@ class Agent:
     updates: int
     """Updates taken since the beginning of the run"""
 
-    def save(self, path: Path, header: Header) -> None:
-        """Write the whole state."""
+    def save(self, path: Path, header: Header) -> str:
+        """Write the whole state.
+
+        Returns:
+            The artifact's digest.
+
+        Raises:
+            UsbpoError: it cannot be written, or holds what is not finite.
+        """
         tensors = {"updates": torch.tensor(self.updates)}
         for name in (*TRAINED, "targets"):
             tensors |= prefixed(name, getattr(self, name))
         for name in TRAINED:
             tensors |= prefixed(f"adam.{name}", self.moments[name])
-        checkpoints.write(path, header, tensors)
+        return checkpoints.write(path, header, tensors, "lower policy.learning_rate")
 
 
 def load(path: Path) -> tuple[Header, Agent]:
@@ -98,7 +105,7 @@ def load(path: Path) -> tuple[Header, Agent]:
                 expected |= {f"{place}/{n}": shape for n in names}
         expected[f"adam.{group}/step"] = ()
     expected |= {f"targets/{name}": shape for name, shape in shapes["critics"].items()}
-    checkpoints.check_shapes(path, tensors, expected)
+    checkpoints.check_shapes(path, tensors, expected, {"updates": None})
     agent = Agent(
         architecture,
         **{name: under(name, tensors) for name in (*TRAINED, "targets")},

@@ -1,4 +1,6 @@
-"""Which files hold the real data: the shards of single cycles, blocks of eight shards, blocks of eight blocks, ….
+"""Which files hold the real data, and which cycles' rollouts are D_model.
+
+The real data are the shards of single cycles, blocks of eight shards, blocks of eight blocks, ….
 
 A late cycle reads all of D_env. As shards these would be as many input files as cycles, and Snakemake has to look at
 each for each job; so it reads the few largest blocks, then smaller ones, then shards: about four of each kind.
@@ -56,3 +58,14 @@ def real_data(cycle: int) -> list[Block | int]:
         found.append(Block(level, start) if level else start)
         start += int(RADIX**level)
     return found
+
+
+def model_cycles(end: int, every: int, updates: int) -> list[int]:
+    """The cycles up to `end` with one of the last `updates` model updates, where each `every`-th cycle from 1 has one.
+
+    Args:
+        every: 0 where there is no model.
+    """
+    if not every:
+        return []
+    return [cycle for cycle in range(max(end - updates * every + 1, 1), end + 1) if (cycle - 1) % every == 0]

@@ -57,27 +57,65 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file of the workspace's own, which is no artifact and has no seal.
 
     Raises:
-        UsbpoError: the file is missing or is not JSON.
+        UsbpoError: the file is missing, cannot be read or is not JSON.
     """
     require(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return parse_json(path, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError) as error:
+        raise UsbpoError(f"{path}: it cannot be read ({error}); delete it and run again.") from error
+
+
+def parse_json(path: Path, text: str | bytes) -> Any:
+    """What JSON in the file `path` says; NaN and infinities are refused, as JSON has none.
+
+    Raises:
+        UsbpoError: it is not JSON, or is nested too deeply.
+    """
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no number of JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
         raise UsbpoError(f"{path}: not a JSON file ({error}); delete it and run again.") from error
 
 
 def require(path: Path, suffix: str | None = None) -> None:
-    """Raise UsbpoError unless `path` is a file, and not plainly one of another format than `suffix` stands for."""
-    if not path.is_file():
-        raise UsbpoError(f"{path}: there is no such file; run the stage that makes it, or name another.")
-    with open(path, "rb") as file:
-        begin = file.read(10)
-    found = ".h5" if begin.startswith(b"\x89HDF\r\n\x1a\n") else ".safetensors" if begin[8:] == b'{"' else None
+    """Check that a path is a file that can be read, and not plainly one of another format.
+
+    Args:
+        suffix: of the expected format, .h5, .safetensors or .json.
+
+    Raises:
+        UsbpoError: it is not.
+    """
+    try:
+        if not path.is_file():
+            raise UsbpoError(f"{path}: there is no such file; run the stage that makes it, or name another.")
+        with open(path, "rb") as file:
+            begin = file.read(16)
+    except OSError as error:
+        name = str(path) if len(str(path)) < 300 else f"{str(path)[:200]}…"
+        raise UsbpoError(
+            f"{name}: it cannot be read ({error.strerror or error}); mend its permissions, or name another."
+        ) from error
+    found = _format_of(begin)
     if suffix is not None and found not in (None, suffix):
         raise UsbpoError(f"{path}: this is a {found} file where a {suffix} file is expected; name the right file.")
+
+
+def _format_of(begin: bytes) -> str | None:
+    """The suffix of the format that a file begins like; None for one of no known format."""
+    if begin.startswith((b"usbpo-sha256:", b"\x89HDF\r\n\x1a\n")):  # what stands before HDF5 in our files, and HDF5
+        return ".h5"
+    if begin[8:10] == b'{"':  # behind its length
+        return ".safetensors"
+    return ".json" if begin.startswith(b"{\n") else None
 
 
 def sha256(path: Path) -> str:

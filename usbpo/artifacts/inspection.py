@@ -5,14 +5,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
-from usbpo.artifacts.files import read_json, require
+from usbpo.artifacts import hdf5, metrics, sealing
+from usbpo.artifacts.files import require
 from usbpo.artifacts.header import Header
+from usbpo.artifacts.identity import safetensors_header
 from usbpo.errors import UsbpoError
 
 Arrays = list[tuple[str, Any]]
@@ -28,7 +30,7 @@ def print_artifact(path: Path, console: Console | None = None) -> None:
     require(path)
     if path.suffix == ".json":
         console.print(f"[bold]{path}[/]: metrics")
-        console.print_json(json.dumps(read_json(path)))
+        console.print_json(json.dumps(metrics.read(path)[0]))
         return
     if path.suffix not in (".h5", ".safetensors"):
         raise UsbpoError(f"{path}: neither .h5 nor .safetensors nor .json; name an artifact of a run.")
@@ -53,30 +55,15 @@ def _range(values: Any) -> tuple[str, str, str]:
 
 
 def _read_hdf5(path: Path) -> tuple[Header, Arrays]:
-    arrays: Arrays = []
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            arrays.append((name, np.asarray(item[()])))
-
-    try:
-        with h5py.File(path, "r") as file:
-            if "header" not in file.attrs:
-                raise UsbpoError(f"{path}: this HDF5 file was not written by usbpo; name an artifact of a run.")
-            header = Header.from_json(path, str(file.attrs["header"]))
-            file.visititems(visit)
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UsbpoError(f"{path}: the file is cut short or damaged; delete it and run again.") from error
-    return header, arrays
+    with hdf5.opened(path) as found:
+        return found.header, [(name, found[name]) for name in sorted(found.shapes)]
 
 
 def _read_safetensors(path: Path) -> tuple[Header, Arrays]:
+    with sealing.opened(path, ".safetensors") as (file, digest):
+        content = file.read()
+    header = safetensors_header(path, content, digest)
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            if "header" not in metadata:
-                raise UsbpoError(f"{path}: this safetensors file was not written by usbpo; name an artifact of a run.")
-            arrays = [(name, file.get_tensor(name)) for name in sorted(file.keys())]
-            return Header.from_json(path, metadata["header"]), arrays
-    except (SafetensorError, OSError) as error:
-        raise UsbpoError(f"{path}: the checkpoint is cut short or damaged; delete it and run again.") from error
+        return header, sorted(load(content).items())
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UsbpoError(f"{path}: its tensors are damaged; {sealing.CURE}.") from error

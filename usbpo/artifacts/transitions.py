@@ -1,16 +1,15 @@
 """Transitions on disk: D_env shards and blocks, model rollouts, and the collector's state, all HDF5."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from usbpo.artifacts.files import require, writing
+from usbpo.artifacts import hdf5
+from usbpo.artifacts.hdf5 import Arrays
 from usbpo.artifacts.header import Header
 from usbpo.errors import UsbpoError
 
@@ -22,7 +21,18 @@ IMPORTED = "imported"
 """Real transitions from elsewhere, which a run may begin with."""
 UPDATES = "rows_by_update"
 """How many rows each model update made, in a file with the rollouts of several."""
-CHUNK_ROWS = 4096
+COLLECTOR = "collector/"
+"""What the names of the collector's arrays begin with"""
+COLUMNS: dict[str, tuple[type[np.generic], int]] = {
+    "observations": (np.float32, 2),
+    "actions": (np.float32, 2),
+    "rewards": (np.float32, 1),
+    "next_observations": (np.float32, 2),
+    "terminations": (np.bool_, 1),
+    "truncations": (np.bool_, 1),
+    "episodes": (np.int64, 1),
+}
+"""Type and dimensions of each array of transitions"""
 
 
 @dataclass
@@ -51,6 +61,11 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.rewards)
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Numbers of an observation and of an action."""
+        return self.observations.shape[1], self.actions.shape[1]
+
     def rows(self, index: Any) -> "Transitions":
         """Some rows, by any numpy index."""
         return Transitions(*(getattr(self, name.name)[index] for name in fields(self)))
@@ -72,74 +87,25 @@ def concatenate(parts: Sequence[Transitions]) -> Transitions:
     return Transitions(*(np.concatenate([getattr(part, name.name) for part in parts]) for name in fields(Transitions)))
 
 
-@contextmanager
-def create(path: Path, header: Header) -> Iterator[h5py.File]:
-    """A new HDF5 artifact, moved into place when it is whole; its header stands in plain attributes and as one JSON."""
-    with writing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["kind"] = header.kind
-        file.attrs["schema_version"] = header.schema_version
-        file.attrs["task"] = header.task
-        file.attrs["seed"] = header.seed
-        file.attrs["cycle"] = header.cycle
-        for package, number in header.versions.items():
-            file.attrs[f"{package}_version"] = number
-        file.attrs["header"] = header.to_json()
-        yield file
-        file.flush()
-
-
-def put(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
-    """Store one array, checksummed, in chunks of whole rows; a scalar has one row."""
-    values = np.atleast_1d(values)  # HDF5 checksums chunks, and a scalar has none
-    if not len(values):  # nor has an array without rows
-        group.create_dataset(name, data=values, track_times=False)
-        return
-    chunk = (min(len(values), CHUNK_ROWS), *values.shape[1:])
-    group.create_dataset(name, data=values, chunks=chunk, fletcher32=True, track_times=False)
-
-
-@contextmanager
-def opened(path: Path, kind: str) -> Iterator[tuple[h5py.File, Header]]:
-    """An HDF5 artifact of one kind, open for reading, with its header.
-
-    Raises:
-        UsbpoError: it is missing, cut short, damaged, or of another kind.
-    """
-    require(path, ".h5")
-    try:
-        with h5py.File(path, "r") as file:
-            if "header" not in file.attrs:
-                raise UsbpoError(f"{path}: this HDF5 file was not written by usbpo; name one that was.")
-            header = Header.from_json(path, str(file.attrs["header"]))
-            header.expect(path, kind)
-            yield file, header
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UsbpoError(
-            f"{path}: the file is cut short or damaged and cannot be read; delete it and run again to make it anew."
-        ) from error
-
-
 def write(
     path: Path,
     header: Header,
     transitions: Transitions,
     collector: Mapping[str, NDArray[Any]] | None = None,
     updates: Sequence[int] = (),
-) -> None:
+) -> str:
     """Write transitions, with the collector's state at their end where there is one.
 
     Args:
         updates: of rollouts after several model updates, the rows that each of them made, oldest first.
+
+    Returns:
+        The artifact's digest.
     """
-    with create(path, header) as file:
-        if updates:
-            put(file, UPDATES, np.array(updates, dtype=np.int64))
-        for name in fields(Transitions):
-            put(file, name.name, getattr(transitions, name.name))
-        if collector is not None:
-            group = file.create_group("collector")
-            for key, values in collector.items():
-                put(group, key, values)
+    arrays = {UPDATES: np.array(updates, dtype=np.int64)} if updates else {}
+    arrays |= {name.name: getattr(transitions, name.name) for name in fields(Transitions)}
+    arrays |= {f"{COLLECTOR}{key}": values for key, values in (collector or {}).items()}
+    return hdf5.write(path, header, arrays)
 
 
 def read(path: Path, kind: str = KIND) -> tuple[Header, Transitions]:
@@ -148,62 +114,113 @@ def read(path: Path, kind: str = KIND) -> tuple[Header, Transitions]:
     Raises:
         UsbpoError: it is missing, damaged, of another kind, of unequal lengths, or holds NaN or infinities.
     """
-    with opened(path, kind) as (file, header):
-        transitions = Transitions(*(file[name.name][()] for name in fields(Transitions)))
-    for name in fields(Transitions):
-        values = getattr(transitions, name.name)
-        if len(values) != len(transitions):
-            raise UsbpoError(
-                f"{path}: {name.name} has {len(values)} rows, but rewards has {len(transitions)}; make it anew."
-            )
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise UsbpoError(f"{path}: {name.name} holds NaN or infinity in row {row}; delete it and run again.")
-    return header, transitions
+    with hdf5.opened(path, kind) as arrays:
+        return arrays.header, rows_in(arrays)
 
 
-def read_all(paths: Sequence[Path], kind: str = KIND) -> tuple[Header, Transitions]:
-    """Read several files of one run into one batch; the header is the last file's.
+def rows_in(arrays: Arrays) -> Transitions:
+    """The transitions of an open file.
 
     Raises:
-        UsbpoError: as `read`, or the files belong to different tasks or seeds, or none is given.
+        UsbpoError: as `read`.
+    """
+    path, taken = arrays.path, {}
+    for name, (number, dimensions) in COLUMNS.items():
+        taken[name] = arrays.take(name, number, dimensions)
+    rows = len(taken["rewards"])
+    for name, values in taken.items():
+        if len(values) != rows:
+            raise UsbpoError(f"{path}: {name} has {len(values)} rows, but rewards has {rows}; make it anew.")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            row = int(np.argwhere(~np.isfinite(values))[0][0])
+            raise UsbpoError(f"{path}: {name} holds NaN or infinity in row {row}; delete it and run again.")
+    if taken["observations"].shape != taken["next_observations"].shape:
+        raise UsbpoError(f"{path}: observations and next_observations are not of one width; make it anew.")
+    return Transitions(**taken)
+
+
+def read_all(paths: Sequence[Path], kind: str = KIND) -> tuple[list[Header], Transitions]:
+    """Read several files into one batch; with the header of each.
+
+    Raises:
+        UsbpoError: as `read`, or two are of different runs, or none is given.
     """
     if not paths:
         raise UsbpoError("no transition files are given; name at least one.")
-    first, joined = read(paths[0], kind)
-    last = first
+    header, joined = read(paths[0], kind)
+    headers = [header]
     for path in paths[1:]:
-        last, more = read(path, kind)
-        first.same_run(paths[0], last, path)
+        header, more = read(path, kind)
+        headers[0].same_run(paths[0], header, path)
+        _check_widths(path, more, joined)
         joined.append(more)
-    return last, joined
+        headers.append(header)
+    return headers, joined
 
 
-def read_rollouts(paths: Sequence[Path], updates: int | None = None) -> tuple[Header, Transitions]:
+def _check_widths(path: Path, found: Transitions, others: Transitions) -> None:
+    if found.widths != others.widths:
+        raise UsbpoError(
+            f"{path}: it has {found.widths[0]} observations and {found.widths[1]} actions, but the files beside it "
+            f"have {others.widths[0]} and {others.widths[1]}; give files of one run."
+        )
+
+
+def read_rollouts(paths: Sequence[Path], updates: int | None = None) -> tuple[list[Header], Transitions]:
     """Read D_model: the rollouts of several files, or of the last `updates` model updates among them.
+
+    Returns:
+        The header of each file, and the rows, oldest first.
 
     Raises:
         UsbpoError: as `read_all`, or there is no row.
     """
-    rows = None
-    if updates is not None:
-        by_update = [(path, count) for path in paths for count in _rows_by_update(path)][-updates:]
-        kept = {path for path, _ in by_update}
-        paths, rows = [path for path in paths if path in kept], sum(count for _, count in by_update)
-    header, made = read_all(paths, ROLLOUTS)
-    if not len(made):
-        raise UsbpoError(f"{paths[-1]}: it holds no model rollout; delete it and run again.")
-    return header, made if rows is None else made.rows(slice(len(made) - rows, None))
+    headers: list[Header] = []
+    parts: list[Transitions] = []
+    missing = updates
+    for path in reversed(paths):
+        with hdf5.opened(path, ROLLOUTS) as arrays:
+            headers.insert(0, arrays.header)
+            headers[0].same_run(path, headers[-1], paths[-1])
+            if missing == 0:
+                continue
+            parts.append(rows_in(arrays))  # and nobody else holds them, so that they go as they are joined
+            _check_widths(path, parts[-1], parts[0])
+            if missing is not None:
+                counts = _rows_by_update(arrays, len(parts[-1]))[-missing:]
+                missing -= len(counts)
+                if sum(counts) < len(parts[-1]):
+                    parts[-1] = parts[-1].rows(slice(len(parts[-1]) - sum(counts), None))
+    if not any(map(len, parts)):
+        raise UsbpoError(f"{paths[-1] if paths else '--rollouts'}: it holds no model rollout; delete it and run again.")
+    return headers, _joined(parts)
 
 
-def _rows_by_update(path: Path) -> list[int]:
+def _rows_by_update(arrays: Arrays, rows: int) -> list[int]:
     """The rows of each model update in a file of rollouts."""
-    with opened(path, ROLLOUTS) as (file, _):
-        rows = len(file["rewards"])
-        counts = [int(count) for count in file[UPDATES][()]] if UPDATES in file else [rows]
+    counts = [rows]
+    if UPDATES in arrays:
+        counts = [int(count) for count in arrays.take(UPDATES, np.int64)]
     if sum(counts) != rows or min(counts) < 0:
-        raise UsbpoError(f"{path}: its {UPDATES} do not add up to its {rows} rows; delete it and run again.")
+        raise UsbpoError(f"{arrays.path}: its {UPDATES} do not add up to its {rows} rows; delete it and run again.")
     return counts
+
+
+def _joined(parts: list[Transitions]) -> Transitions:
+    """One batch out of several, the last of which is the first; each is let go when it has been copied."""
+    if len(parts) == 1:
+        return parts.pop()
+    rows, like = sum(map(len, parts)), parts[-1]
+    # What has not been written to takes no memory yet.
+    whole = Transitions(*(np.empty((rows, *values.shape[1:]), values.dtype) for values in vars(like).values()))
+    del like
+    begin = 0
+    while parts:
+        part = parts.pop()
+        for name, values in vars(whole).items():
+            values[begin : begin + len(part)] = getattr(part, name)
+        begin += len(part)
+    return whole
 
 
 def no_transitions(obs_dim: int, act_dim: int) -> Transitions:
@@ -225,7 +242,8 @@ def read_collector(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:
     Raises:
         UsbpoError: as `read`, or the file holds no collector's state (blocks and rollouts do not).
     """
-    with opened(path, KIND) as (file, header):
-        if "collector" not in file:
+    with hdf5.opened(path, KIND) as arrays:
+        names = [name for name in arrays.shapes if name.startswith(COLLECTOR)]
+        if not names:
             raise UsbpoError(f"{path}: it holds no collector's state to go on from; name a shard of real data.")
-        return header, {key: values[()] for key, values in file["collector"].items()}
+        return arrays.header, {name.removeprefix(COLLECTOR): arrays[name] for name in names}

@@ -94,7 +94,8 @@ def verb(stage: str) -> Callable[..., None]:
     parameters = []
     for name, parameter in signature.parameters.items():
         text = keys[name].description if name in keys else described.get(name, "")
-        lowest = {int: 0 if name in ("seed", "cycle", "on_policy_steps") else 1}.get(parameter.annotation)
+        from_zero = name in ("seed", "cycle", "on_policy_steps") or (stage, name) == ("policy", "model_every")
+        lowest = {int: 0 if from_zero else 1}.get(parameter.annotation)
         option = typer.Option(f"--{name.replace('_', '-')}", help=text, min=lowest if name not in keys else None)
         default = parameter.default
         if name in keys and not keys[name].is_required():

@@ -26,6 +26,23 @@ def inspect(files: Annotated[list[Path], typer.Argument(help="Artifacts: .h5, .s
         print_artifact(path)
 
 
+def verify(
+    what: Annotated[
+        str, typer.Argument(help="An artifact; TASK/METHOD/seed-N or a folder of runs; an experiment's file or name.")
+    ],
+    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+) -> None:
+    """Tell whether artifacts are whole, belong where they lie, and were made from what lies beside them."""
+    from usbpo.commands.verify import lines
+    from usbpo.commands.verify import verify as look_at
+
+    report = look_at(what, folder)
+    for line in lines(report, what):
+        print(line)
+    if report.findings:
+        raise typer.Exit(1)
+
+
 def results(
     experiment: Annotated[str, typer.Option(help="Name of the experiment.")],
     runs: Annotated[list[str], typer.Option(help="Runs, TASK/METHOD/seed-N:cycles=N:cycle_steps=N…")],
@@ -212,5 +229,5 @@ def schema(folder: Annotated[Path, typer.Argument(help="Folder to write into.")]
     write_text(folder / "keys.md", keys_table())
 
 
-VERBS = (status, inspect, results, plan, submit, publish, gc, check_task, tensorboard, video, schema)
+VERBS = (status, inspect, verify, results, plan, submit, publish, gc, check_task, tensorboard, video, schema)
 """In the order of the help"""

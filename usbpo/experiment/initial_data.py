@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from usbpo.artifacts import transitions
+from usbpo.artifacts import hdf5, transitions
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 from usbpo.errors import UsbpoError
 
 
 def check_imported(path: Path, environment: str, environment_arguments: str, steps: int) -> None:
-    """Check that a file is an import for an environment with so many rows; only its header and sizes are read.
+    """Check that a file is an import for an environment with so many rows.
 
     Args:
         path: what `usbpo import` wrote.
@@ -22,14 +22,13 @@ def check_imported(path: Path, environment: str, environment_arguments: str, ste
     Raises:
         UsbpoError: it is missing, damaged or no import, was made for another environment, or has too few rows.
     """
-    with _imported(path), transitions.opened(path, transitions.IMPORTED) as (file, header):
-        rows = len(file["rewards"])
+    with _imported(path), hdf5.opened(path, transitions.IMPORTED) as arrays:
+        header, rows = arrays.header, arrays.shapes.get("rewards", (0,))[0]
     asked = {"environment": environment, "environment_arguments": environment_arguments}
     for name, value in asked.items():
-        if header.parameters[name] != value:
-            raise UsbpoError(
-                f"{path}: its {name} is {header.parameters[name]}, but {value} is asked for; import it for this task."
-            )
+        has = header.parameters.get(name)
+        if has != value:
+            raise UsbpoError(f"{path}: its {name} is {has}, but {value} is asked for; import it for this task.")
     if rows < steps:
         raise UsbpoError(
             f"{path}: it has {rows} rows, but {steps} are asked for; set schedule.random_steps to {rows} or fewer."

@@ -90,13 +90,16 @@ def environment_of(run: NamedRun, cycle: int) -> tuple[str, str]:
     Raises:
         UsbpoError: neither is there, or it is damaged.
     """
-    from usbpo.artifacts import transitions  # not before: it is heavy
+    from usbpo.artifacts import evaluations, hdf5, transitions  # not before: they are heavy
 
-    for template, kind in ((layout.EVALUATION, "evaluation"), (layout.SHARD, transitions.KIND)):
+    for template, kind in ((layout.EVALUATION, evaluations.KIND), (layout.SHARD, transitions.KIND)):
         path = run.path(template, cycle)
         if path.is_file():
-            with transitions.opened(path, kind) as (_, header):
-                return str(header.parameters["environment"]), str(header.parameters["environment_arguments"])
+            with hdf5.opened(path, kind) as arrays:
+                told = [arrays.header.parameters.get(name) for name in ("environment", "environment_arguments")]
+            if not all(isinstance(one, str) for one in told):
+                raise UsbpoError(f"{path}: its header does not name the environment; delete it and run again.")
+            return str(told[0]), str(told[1])
     raise UsbpoError(
         f"{run.path(layout.EVALUATION, cycle)}: neither it nor the cycle's shard is there to tell the environment; "
         "run that cycle again or, for a video, add --environment ID."

@@ -57,7 +57,8 @@ class Options:
 
     def phase1(self) -> str:
         """Parameters of `phase1`."""
-        return f"{as_options(self._model_keys())} {as_options(self.config.phase1)} {self._model_device()}"
+        keys = f"{as_options(self._model_keys())} {as_options(self.config.phase1)}"
+        return f"{keys} {self._model_every()} {self._model_device()}"
 
     def phase2(self) -> str:
         """Parameters of `phase2`; it holds out the same rows as phase 1."""
@@ -65,7 +66,7 @@ class Options:
             raise UsbpoError(f"the method {self.method} has no phase 2; ask for model-mle.safetensors instead.")
         holdout = as_options(self.config.phase1, only={"holdout_ratio", "holdout_limit"})
         retained = f"--retained-updates {self.schedule.retained_updates}"
-        return f"{as_options(self.config.phase2)} {holdout} {retained} {self._model_device()}"
+        return f"{as_options(self.config.phase2)} {holdout} {retained} {self._model_every()} {self._model_device()}"
 
     def _model_keys(self) -> ModelKeys:
         if self.config.model is None:
@@ -82,7 +83,8 @@ class Options:
         """Parameters of `policy`."""
         updates = self.config.policy.updates_per_step * self.schedule.cycle_steps
         options = as_options(self.config.policy, without={"updates_per_step"})
-        return f"{options} --updates {updates} --retained-updates {self.schedule.retained_updates} {self._device()}"
+        retained = f"--retained-updates {self.schedule.retained_updates} {self._model_every()}"
+        return f"{options} --updates {updates} {retained} {self._device()}"
 
     def evaluate(self, cycle: int) -> str:
         """Parameters of `evaluate`."""
@@ -103,12 +105,15 @@ class Options:
         size = f"{as_options(self.config.theory, without={'depth'})} --depth {self.config.theory_depth}"
         return (
             f"{self._environment()} --termination {termination} {size} {holdout} {discount} "
-            f"--retained-updates {self.schedule.retained_updates}"
+            f"--retained-updates {self.schedule.retained_updates} {self._model_every()}"
         )
 
     def video(self) -> str:
         """Parameters of `video`."""
         return self._environment()
+
+    def _model_every(self) -> str:
+        return f"--model-every {self.schedule.model_every}"
 
     def _device(self) -> str:
         return as_options(self.config, only={"device"})

@@ -194,14 +194,13 @@ class Run:
     def files(self, cycles: int) -> RunFiles:
         """What the results need to know of this run's files, when it has so many cycles."""
         schedule = self.schedule
-        every = 1 if schedule.triggered else schedule.model_train_freq // schedule.cycle_steps
         return RunFiles(
             task=self.task,
             method=self.method,
             seed=self.seed,
             cycles=cycles,
             cycle_steps=schedule.cycle_steps,
-            model_every=0 if not schedule.has_model else every,
+            model_every=schedule.model_every,
             evaluate_every=schedule.evaluate_every,
             phase2=self.config.phase2 is not None,
             triggered=schedule.triggered,

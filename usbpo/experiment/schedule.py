@@ -7,6 +7,8 @@ run changes nothing of what is there already.
 from dataclasses import dataclass
 from math import floor
 
+from usbpo.artifacts.blocks import model_cycles
+
 
 @dataclass(frozen=True)
 class RolloutLength:
@@ -71,18 +73,18 @@ class Schedule:
         """
         if not self.has_model or cycle < 1:
             return False
-        return (cycle - 1) % self._cycles_between_updates == 0
+        return (cycle - 1) % self.model_every == 0
 
     def model_cycles(self, cycle: int) -> list[int]:
         """The cycle whose model is in force at the end of `cycle`; none before the first model."""
-        return self._last_with_model_stages(cycle, 1)
+        return model_cycles(cycle, self.model_every, 1)
 
     def rollout_cycles(self, cycle: int) -> list[int]:
         """The cycles whose rollouts are D_model once `cycle` has rolled out: those of the last retained epochs.
 
         Where a trigger decides, each cycle has rolled out once or more, and D_model is the last `retained_updates`.
         """
-        return self._last_with_model_stages(cycle, self.retained_updates)
+        return model_cycles(cycle, self.model_every, self.retained_updates)
 
     @property
     def retained_updates(self) -> int:
@@ -90,14 +92,11 @@ class Schedule:
         return self.model_retain_epochs * self.epoch_steps // self.model_train_freq
 
     @property
-    def _cycles_between_updates(self) -> int:
-        """The number of cycles from one with model stages to the next."""
+    def model_every(self) -> int:
+        """The number of cycles from one with model stages to the next; 0 without a model."""
+        if not self.has_model:
+            return 0
         return 1 if self.triggered else self.model_train_freq // self.cycle_steps
-
-    def _last_with_model_stages(self, cycle: int, updates: int) -> list[int]:
-        """Cycles with model stages that certainly hold the last `updates` model updates up to `cycle`."""
-        first = max(cycle - updates * self._cycles_between_updates + 1, 1)
-        return [c for c in range(first, cycle + 1) if self.has_model_stages(c)]
 
     def rollout_steps(self, cycle: int) -> int:
         """Length of the model rollouts made in `cycle`, at its end."""

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from usbpo.artifacts import transitions
+from usbpo.artifacts import hdf5, transitions
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments import terminations
@@ -113,7 +113,7 @@ def check_output(output: Path, file: Path | None = None) -> None:
     if file is not None and os.path.exists(file) and output.samefile(file):
         raise UsbpoError(f"{output}: this is the file that is read; choose another --output.")
     try:
-        with transitions.opened(output, transitions.IMPORTED):
+        with hdf5.opened(output, transitions.IMPORTED):
             pass
     except (UsbpoError, OSError) as error:
         raise UsbpoError(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usbpo.artifacts import layout, transitions
-from usbpo.artifacts.header import Header
+from usbpo.artifacts.header import Header, check_place
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
@@ -112,7 +112,9 @@ def real_data(run: NamedRun) -> RealData:
     seeds: dict[int, int] = {}
     initial_data = None
     for cycle in range(int(shards[-1].stem) + 1):
-        header, batch = transitions.read(run.path(layout.SHARD, cycle))
+        path = run.path(layout.SHARD, cycle)
+        header, batch = transitions.read(path)
+        check_place(path, header.identity, run.task, run.method, run.seed, cycle)
         first, last = int(batch.episodes[0]), int(batch.episodes[-1])
         is_own = "initial_data" not in header.parameters
         if not is_own:

@@ -35,8 +35,11 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
-from usbpo.artifacts import layout, transitions
-from usbpo.artifacts.files import read_json, writing
+from usbpo.artifacts import evaluations, layout, transitions
+from usbpo.artifacts.files import writing
+from usbpo.artifacts.header import check_place
+from usbpo.artifacts.metrics import IDENTITY
+from usbpo.artifacts.metrics import read as read_metrics
 from usbpo.errors import UsbpoError
 from usbpo.experiment.named import NamedRun
 
@@ -145,11 +148,9 @@ def _cycle_steps(run: NamedRun, cycles: Iterable[int]) -> int:
     for cycle in later:
         shard, evaluation = run.path(layout.SHARD, cycle), run.path(layout.EVALUATION, cycle)
         if shard.is_file():
-            with transitions.opened(shard, transitions.KIND) as (file, _):
-                return len(file["rewards"])
+            return len(transitions.read(shard)[1])
         if evaluation.is_file():
-            with transitions.opened(evaluation, "evaluation") as (file, _):
-                return int(file.attrs["on_policy_steps"]) // cycle
+            return int(evaluations.read(evaluation)[0].parameters[evaluations.STEPS]) // cycle
     if later:
         raise UsbpoError(
             f"{run.path(layout.SHARD, later[0])}: neither this shard nor any later one nor an evaluation is there to "
@@ -173,7 +174,7 @@ def _episodes(run: NamedRun, cycles: Iterable[int]) -> Iterator[tuple[int, Scala
         if not path.is_file():
             return
         header, rows = transitions.read(path)
-        _belongs(path, run, cycle, vars(header))
+        check_place(path, header.identity, run.task, run.method, run.seed, cycle)
         numbers, place = np.unique(rows.episodes, return_inverse=True)
         totals, lengths = np.bincount(place, rows.rewards), np.bincount(place)
         last = np.zeros(len(numbers), np.bool_)
@@ -191,15 +192,12 @@ def _episodes(run: NamedRun, cycles: Iterable[int]) -> Iterator[tuple[int, Scala
 
 
 def _evaluation(path: Path, run: NamedRun, cycle: int) -> Scalars:
-    with transitions.opened(path, "evaluation") as (file, header):
-        _belongs(path, run, cycle, vars(header))
-        returns, lengths = file["returns"][()], file["lengths"][()]
-    if returns.size == 0 or not np.isfinite(returns).all():
-        raise UsbpoError(f"{path}: it does not hold one finite return for each episode; delete it and run again.")
+    header, episodes = evaluations.read(path)
+    check_place(path, header.identity, run.task, run.method, run.seed, cycle)
     return {
-        "eval/mean_reward": float(returns.mean()),
-        "eval/std_reward": float(returns.std()),
-        "eval/mean_ep_length": float(lengths.mean()),
+        "eval/mean_reward": float(episodes.returns.mean()),
+        "eval/std_reward": float(episodes.returns.std()),
+        "eval/mean_ep_length": float(episodes.lengths.mean()),
     }
 
 
@@ -249,8 +247,7 @@ def _theory(metrics: Mapping[str, Any]) -> Scalars:
         elif isinstance(content, int | float) and not isinstance(content, bool):
             yield place, float(content)
 
-    identity = ("task", "seed", "cycle")
-    return dict(walk("theory", {name: value for name, value in metrics.items() if name not in identity}))
+    return dict(walk("theory", {name: value for name, value in metrics.items() if name not in IDENTITY}))
 
 
 METRICS: dict[str, Callable[[Mapping[str, Any]], Scalars]] = {
@@ -294,10 +291,8 @@ def _metrics(run: NamedRun, template: str, cycle: int) -> Mapping[str, Any] | No
     path = run.path(template, cycle)
     if not path.is_file():
         return None
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UsbpoError(f"{path}: these are no metrics of a stage; delete the file and run again.")
-    _belongs(path, run, cycle, content)
+    content, _ = read_metrics(path)
+    check_place(path, content, run.task, run.method, run.seed, cycle)
     return None if content.get("fine_tuned") is False else content
 
 
@@ -307,12 +302,3 @@ def _tried(scalars_of: Callable[..., Any], metrics: Mapping[str, Any], path: Pat
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise UsbpoError(f"{path}: it cannot be used ({what}); delete the file and run again.") from error
-
-
-def _belongs(path: Path, run: NamedRun, cycle: int, found: Mapping[str, Any]) -> None:
-    its = tuple(found.get(name) for name in ("task", "seed", "cycle"))
-    if its != (run.task, run.seed, cycle):
-        raise UsbpoError(
-            f"{path}: it is of {its[0]}, seed {its[1]}, cycle {its[2]}, which does not fit its folder; "
-            "put it back in its own place or delete it and run again."
-        )

@@ -72,8 +72,15 @@ class Ensemble:
     products: torch.dtype | None = None
     """Precision of the products between hidden layers, None for that of the parameters; no part of a checkpoint"""
 
-    def save(self, path: Path, header: Header) -> None:
-        """Write the whole state; the architecture goes into the header's parameters."""
+    def save(self, path: Path, header: Header) -> str:
+        """Write the whole state; the architecture goes into the header's parameters.
+
+        Returns:
+            The artifact's digest.
+
+        Raises:
+            UsbpoError: it cannot be written, or holds what is not finite.
+        """
         tensors = {
             **prefixed("params", self.params),
             "scaler/mean": self.scaler_mean,
@@ -82,7 +89,8 @@ class Ensemble:
             **prefixed("mle", self.mle),
             **prefixed("finetune", self.finetune),
         }
-        checkpoints.write(path, header, moved(tensors, torch.device("cpu")))
+        cure = "lower phase1.learning_rate, or phase2.learning_rate where phase 2 has made it"
+        return checkpoints.write(path, header, moved(tensors, torch.device("cpu")), cure)
 
     def to(self, device: torch.device, products: torch.dtype | None = None) -> "Ensemble":
         """The same model on a device, and with products between hidden layers in a precision."""
@@ -118,7 +126,7 @@ def load(path: Path) -> tuple[Header, Ensemble]:
         "scaler/std": inputs,
         "elites": (architecture.elites,),
     }
-    checkpoints.check_shapes(path, tensors, expected)
+    checkpoints.check_shapes(path, tensors, expected, {"elites": architecture.members})
     return header, Ensemble(
         architecture,
         under("params", tensors),
@@ -138,7 +146,7 @@ def architecture_of(path: Path, tensors: Params) -> Architecture:
         obs_dim = len(bound) - 1
         members, inputs, hidden_size = first.shape
         return Architecture(obs_dim, inputs - obs_dim, members, len(tensors["elites"]), layers - 1, hidden_size)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise UsbpoError(f"{path}: it holds no ensemble; name a model checkpoint.") from error
 
 

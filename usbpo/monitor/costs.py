@@ -7,7 +7,6 @@ from math import ceil
 from pathlib import Path
 
 from usbpo.artifacts import blocks, layout
-from usbpo.artifacts.transitions import CHUNK_ROWS
 from usbpo.environments.tasks import Simulator
 from usbpo.experiment.run import Run
 from usbpo.experiment.sizes import Sizes
@@ -21,7 +20,7 @@ SMALL_FILE = 6_000
 """Bytes of a metrics file, and of what safetensors adds to its numbers, about"""
 CHECK_SECONDS = 0.02
 """A check of the event trigger: a convex hull, and the model's errors"""
-SHARD_OVERHEAD = 45_000
+SHARD_OVERHEAD = 15_000
 """Bytes that HDF5 and a simulator's state add to a shard, about"""
 
 MODEL_MLE, MODEL, POLICY, ROLLOUTS = (
@@ -62,9 +61,7 @@ def bytes_by_size(sizes: Sizes) -> dict[str, OfCycle]:
     policy = 4 * (3 * (sizes.actor + sizes.critics) + sizes.critics) + SMALL_FILE
 
     def shard(rows: int) -> int:
-        """HDF5 fills the last chunk of a file that is longer than a chunk."""
-        chunked = rows if rows < CHUNK_ROWS else ceil(rows / CHUNK_ROWS) * CHUNK_ROWS
-        return sizes.row * chunked + SHARD_OVERHEAD
+        return sizes.row * rows + SHARD_OVERHEAD
 
     def block(cycle: int) -> int:
         made = blocks.block_of(cycle)

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from usbpo.artifacts import layout
+from usbpo.errors import UsbpoError
 from usbpo.monitor.at_work import stages_at_work
 from usbpo.monitor.logs import interrupted
 from usbpo.monitor.measured import seconds_per_cycle
@@ -114,16 +115,13 @@ def note_on(path: Path, evaluation: Evaluation | None) -> str:
 
 def read_evaluation(path: Path, cycle: int) -> Evaluation | None:
     """The evaluation of `cycle` in the file `path`; None if it cannot be read or holds no returns."""
-    import h5py  # here, because a Snakemake that has nothing to do needs no HDF5, and importing it takes its time
+    from usbpo.artifacts import evaluations  # here, because a Snakemake that has nothing to do needs no arrays
 
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            returns = [float(value) for value in file["returns"][:]]
-            steps = int(file.attrs["on_policy_steps"])
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError):
+        header, episodes = evaluations.read(path, finite=False)
+    except UsbpoError:
         return None
-    if not returns:
-        return None
+    returns, steps = episodes.returns.tolist(), header.parameters[evaluations.STEPS]
     if not all(map(isfinite, returns)):
         return Evaluation(cycle, steps, nan, nan)
     return Evaluation(cycle, steps, fmean(returns), pstdev(returns))

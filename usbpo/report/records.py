@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from usbpo.artifacts.files import read_json
+from usbpo.artifacts import evaluations
+from usbpo.artifacts.hdf5 import opened
+from usbpo.artifacts.header import check_place
 from usbpo.artifacts.layout import (
     EVALUATION,
     PHASE1_METRICS,
@@ -19,7 +21,7 @@ from usbpo.artifacts.layout import (
     THEORY_ROWS,
     TRIGGER,
 )
-from usbpo.artifacts.transitions import opened
+from usbpo.artifacts.metrics import read as read_metrics
 from usbpo.errors import UsbpoError
 from usbpo.experiment.run_files import RunFiles
 
@@ -289,13 +291,18 @@ def read_rows(files: RunFiles, cycle: int, root: Path) -> Rows:
     """
     path = root / files.path(THEORY_ROWS, cycle)
     found = {}
-    with opened(path, "theory") as (file, header):
-        _belongs(path, files, cycle, header.task, header.seed, header.cycle)
-        for place in file:
-            for phase, arrays in file[place].items():
-                if "true_bias" in arrays:
-                    fixed = arrays["surrogate_bias_fixed"][()] if "surrogate_bias_fixed" in arrays else None
-                    found[place, phase] = Biases(arrays["surrogate_bias"][()], arrays["true_bias"][()], fixed)
+    with opened(path, "theory") as arrays:
+        check_place(path, arrays.header.identity, files.task, files.method, files.seed, cycle)
+        for name in arrays.shapes:
+            group, _, last = name.rpartition("/")
+            if last == "true_bias":
+                place, _, phase = group.partition("/")
+                fixed = f"{group}/surrogate_bias_fixed"
+                found[place, phase] = Biases(
+                    arrays.take(f"{group}/surrogate_bias", np.float32),
+                    arrays.take(name, np.float32),
+                    arrays.take(fixed, np.float32) if fixed in arrays else None,
+                )
     return Rows(cycle, found)
 
 
@@ -306,19 +313,15 @@ def read_evaluation(files: RunFiles, cycle: int, root: Path) -> Evaluation:
         UsbpoError: the file is missing, damaged, of another run or cycle, or holds no finite returns.
     """
     path = root / files.path(EVALUATION, cycle)
-    with opened(path, "evaluation") as (file, header):
-        _belongs(path, files, cycle, header.task, header.seed, header.cycle)
-        steps = int(file.attrs["on_policy_steps"])
-        if steps != files.steps(cycle):
-            raise UsbpoError(
-                f"{path}: made after {steps} on-policy steps, but cycle {cycle} of {files.cycle_steps} steps ends at "
-                f"{files.steps(cycle)}; give the run's own cycle_steps."
-            )
-        evaluation = Evaluation(cycle, file["returns"][()], file["lengths"][()], file["seeds"][()])
-    shapes = {values.shape for values in (evaluation.returns, evaluation.lengths, evaluation.seeds)}
-    if len(shapes) > 1 or evaluation.returns.size == 0 or not np.isfinite(evaluation.returns).all():
-        raise UsbpoError(f"{path}: it does not hold one finite return for each episode; delete it and run again.")
-    return evaluation
+    header, episodes = evaluations.read(path)
+    check_place(path, header.identity, files.task, files.method, files.seed, cycle)
+    steps = header.parameters[evaluations.STEPS]
+    if steps != files.steps(cycle):
+        raise UsbpoError(
+            f"{path}: made after {steps} on-policy steps, but cycle {cycle} of {files.cycle_steps} steps ends at "
+            f"{files.steps(cycle)}; give the run's own cycle_steps."
+        )
+    return Evaluation(cycle, **vars(episodes))
 
 
 M = TypeVar("M", bound=Metrics)
@@ -326,23 +329,16 @@ M = TypeVar("M", bound=Metrics)
 
 def _metrics(model: type[M], pattern: str, files: RunFiles, cycle: int, root: Path) -> M:
     path = root / files.path(pattern, cycle)
+    content, _ = read_metrics(path)
+    check_place(path, content, files.task, files.method, files.seed, cycle)
     try:
-        metrics = model.model_validate(read_json(path))
+        metrics = model.model_validate(content)
     except ValidationError as error:
         detail = error.errors()[0]
         key = ".".join(str(part) for part in detail["loc"]) or "the content"
         raise UsbpoError(f"{path}: {key} cannot be used ({detail['msg']}); delete the file and run again.") from error
-    _belongs(path, files, cycle, metrics.task, metrics.seed, metrics.cycle)
     if isinstance(metrics, Phase1):
         members = len(metrics.holdout_mse)
         if len(metrics.holdout_mse_before) != members or not all(0 <= elite < members for elite in metrics.elites):
             raise UsbpoError(f"{path}: errors and elites do not fit one ensemble; delete the file and run again.")
     return metrics
-
-
-def _belongs(path: Path, files: RunFiles, cycle: int, task: str, seed: int, its_cycle: int) -> None:
-    if (task, seed, its_cycle) != (files.task, files.seed, cycle):
-        raise UsbpoError(
-            f"{path}: it is of {task}, seed {seed}, cycle {its_cycle}, which does not fit its folder; "
-            "put it back in its own place or delete it and run again."
-        )

@@ -2,31 +2,45 @@
 
 from pathlib import Path
 
-from usbpo.artifacts import transitions
+from usbpo.artifacts import lineage, transitions
+from usbpo.artifacts.blocks import block_of
 from usbpo.artifacts.header import Header
 from usbpo.errors import UsbpoError
 
 
-def block(*, parts: list[Path], output: Path) -> None:
+def block(*, parts: list[Path], output: Path, number: int | None = None) -> None:
     """Gather shards, or smaller blocks, in the order given, into one block.
 
     Args:
         parts: shards of consecutive cycles, or blocks of them.
         output: block to write; its cycle is that of the last shard.
+        number: of the block, the cycle after which it is made: the parts must be all that belong to it. Without it any
+            consecutive ones will do.
 
     Raises:
-        UsbpoError: a part is missing, damaged or of another run, or the cycles do not follow each other.
+        UsbpoError: a part is missing, damaged or of another run, the cycles do not follow each other, or they are not
+            those of the block.
     """
-    read = [(path, *transitions.read(path)) for path in parts]
-    (first_path, first, _), (_, last, _) = read[0], read[-1]
+    headers, rows = transitions.read_all(parts)
+    last = headers[-1]
     cycles: list[int] = []
-    for path, header, _ in read:
-        header.same_run(path, first, first_path)
-        begin = header.cycle + 1 - int(header.parameters.get("shards", 1))
-        if cycles and begin != cycles[-1] + 1:
+    for path, found in zip(parts, headers, strict=True):
+        held = lineage.shards_in(path, found)
+        if cycles and held.start != cycles[-1] + 1:
             raise UsbpoError(
-                f"{path}: it begins with cycle {begin}, but {cycles[-1] + 1} is expected; give them in order."
+                f"{path}: it begins with cycle {held.start}, but {cycles[-1] + 1} is expected; give them in order."
             )
-        cycles += range(begin, header.cycle + 1)
-    header = Header(transitions.KIND, last.task, last.seed, last.cycle, {"shards": len(cycles)})
-    transitions.write(output, header, transitions.concatenate([batch for _, _, batch in read]))
+        cycles += held
+    if number is not None:
+        whole = block_of(number)
+        if whole is None or cycles != list(range(whole.first, whole.end)):
+            belongs = f"those of cycles {whole.first} to {whole.end - 1}" if whole else "none"
+            raise UsbpoError(
+                f"{output}: the parts hold cycles {cycles[0]} to {cycles[-1]}, but to block {number} belong {belongs}; "
+                "give these."
+            )
+    parameters = {"shards": len(cycles), "rows": len(rows)}
+    header = Header(transitions.KIND, last.task, last.seed, last.cycle, parameters, last.method)
+    for path, found in zip(parts, headers, strict=True):
+        header.takes("parts", path, found)
+    transitions.write(output, header, rows)

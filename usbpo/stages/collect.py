@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usbpo.agent import sac
-from usbpo.agent.acting import OneByOne
-from usbpo.artifacts import transitions
-from usbpo.artifacts.header import Header, parameters_of
+from usbpo.agent.acting import OneByOne, check_action
+from usbpo.artifacts import lineage, transitions
+from usbpo.artifacts.header import UNNAMED, Header, parameters_of, require_same_physics
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator, read_arguments
-from usbpo.errors import UsbpoError
+from usbpo.errors import UsbpoError, saying
 from usbpo.experiment.initial_data import check_imported, read_imported
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import pack_generator, seed_sequence, unpack_generator
@@ -57,7 +57,7 @@ class Collector:
         """Go on from a stored state.
 
         Raises:
-            UsbpoError: an episode should go on, but the state holds none.
+            UsbpoError: an episode should go on, but the state holds none, or it is the state of something else.
         """
         if not self.ends_with_cycle:
             if "observation" not in state:
@@ -65,10 +65,23 @@ class Collector:
                     "the previous shard's episode ended with its cycle, so it cannot go on; collect this run's data "
                     "anew, or give --episodes end_with_cycle."
                 )
+            self._check(state, ("observation", "elapsed_steps", "environment_generator", "xipos"))
             self.simulator.restore(state)
             self.observation = state["observation"]
+        self._check(state, ("episode", "action_generator"))
         self.episode = int(state["episode"].item())
         self.generator = unpack_generator(state["action_generator"])
+
+    def _check(self, state: dict[str, NDArray[Any]], names: tuple[str, ...]) -> None:
+        """Hold what is stored against what a state of this collector looks like."""
+        now = self.state()
+        for name in set(names) & now.keys():
+            stored = state.get(name)
+            if stored is None or (stored.dtype, stored.size) != (now[name].dtype, now[name].size):
+                raise UsbpoError(
+                    f"its collector's state has no {name} of {now[name].size} numbers; it belongs to another task, so "
+                    "collect this run's data anew."
+                )
 
     def collect(self, steps: int, actor: Actor, *, cycle_ends: bool = True) -> Transitions:
         """Take `steps` real steps; where episodes end with the cycle and it ends here, the last one is cut."""
@@ -166,11 +179,15 @@ def random_actor(act_dim: int) -> Actor:
 
 
 def stochastic_actor(actor: Params) -> Actor:
-    """The tanh-Gaussian policy, as it is now."""
+    """The tanh-Gaussian policy, as it is now; it raises UsbpoError rather than give NaN."""
     policy, act_dim = OneByOne(actor), actor[f"bias.{len(actor) // 2 - 1}"].shape[-1] // 2
-    return lambda observation, generator: policy.sample(
-        observation, generator.standard_normal(act_dim, dtype=np.float32)
-    )
+
+    def act(observation: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+        action = policy.sample(observation, generator.standard_normal(act_dim, dtype=np.float32))
+        check_action(action)
+        return action
+
+    return act
 
 
 def collect(
@@ -181,6 +198,7 @@ def collect(
     steps: int,
     seed: int,
     cycle: int,
+    method: str | None = None,
     environment_arguments: str = "{}",
     episodes: str = CONTINUE,
     policy: Path | None = None,
@@ -196,28 +214,30 @@ def collect(
         steps: real steps to take.
         seed: run seed.
         cycle: number of the cycle; 0 holds the random steps.
+        method: name of the method; without it that of the previous shard, or none.
         environment_arguments: keyword arguments of the environment, as JSON.
         episodes: `continue` where the last shard's episode goes on, `end_with_cycle` where each shard begins one.
-        policy: policy checkpoint; uniformly random actions without it.
-        previous: the shard to go on from; a new episode begins without it.
+        policy: policy checkpoint of the cycle before; uniformly random actions without it, in cycle 0.
+        previous: the shard of the cycle before, to go on from; a new episode begins without it, in cycle 0.
         initial_data: imported real data to take in place of random steps, in cycle 0.
 
     Raises:
-        UsbpoError: an input is missing, damaged or of another run, the environment cannot be used so, or the output
-            cannot be written.
+        UsbpoError: an input is missing, damaged or of another run or cycle, the environment cannot be used so, or the
+            output cannot be written.
     """
     parameters = parameters_of(locals())
-    header = Header(transitions.KIND, task, seed, cycle, parameters)
-    if cycle > 0 and policy is None:
-        raise UsbpoError(f"cycle {cycle} collects with a policy, but none is given; add --policy FILE.")
     if initial_data is not None and (cycle > 0 or policy is not None or previous is not None):
         raise UsbpoError(f"{initial_data}: initial data take the place of random steps; leave out --initial-data.")
+    lineage.require_previous("--policy", policy, cycle, 1)
+    lineage.require_previous("--previous", previous, cycle, 1)
+    found = transitions.read_collector(previous) if previous is not None else None
+    header = Header(transitions.KIND, task, seed, cycle, parameters, method or (found[0].method if found else UNNAMED))
     simulator = Simulator(environment, read_arguments(environment_arguments))
     check_episodes(episodes, simulator)
     actor = random_actor(simulator.act_dim)
     if policy is not None:
         policy_header, agent = sac.load(policy)
-        header.belongs(policy, policy_header)
+        header.takes("policy", policy, policy_header, [cycle - 1] if cycle else [])
         sizes = (agent.architecture.obs_dim, agent.architecture.act_dim)
         if sizes != (simulator.obs_dim, simulator.act_dim):
             raise UsbpoError(
@@ -226,17 +246,20 @@ def collect(
             )
         actor = stochastic_actor(agent.actor)
     collector = Collector(simulator, seed, cycle if episodes == END_WITH_CYCLE else None)
-    if previous is not None:
-        previous_header, state = transitions.read_collector(previous)
-        header.belongs(previous, previous_header)
-        collector.restore(state)
+    if previous is not None and found is not None:
+        header.takes("previous", previous, found[0], [cycle - 1] if cycle else [])
+        require_same_physics(previous, found[0])
+        with saying(str(previous)):
+            collector.restore(found[1])
     if initial_data is None:
-        batch = collector.collect(steps, actor)
-        check_finite(batch, environment)
+        with saying(f"cycle {cycle}"):
+            batch = collector.collect(steps, actor)
+            check_finite(batch, environment)
     else:
         imported, batch = read_initial_data(initial_data, simulator, parameters)
         collector.begin_with(batch)
         header = replace(header, parameters={**parameters, "initial_data": dict(imported.parameters)})
+        header.inputs["initial_data"] = [imported.digest]
     transitions.write(output, header, batch, collector.state())
     ended = int((batch.terminations | batch.truncations).sum())
     print(f"{steps} real steps, {ended} episodes ended, mean reward {batch.rewards.mean():.4g}")

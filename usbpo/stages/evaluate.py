@@ -1,26 +1,34 @@
 """Stage `evaluate`: episodes of the deterministic policy from fixed seeds, in an environment of their own."""
 
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
 
 from usbpo.agent import sac
-from usbpo.agent.acting import OneByOne
-from usbpo.artifacts.header import Header, parameters_of
-from usbpo.artifacts.transitions import create, put
+from usbpo.agent.acting import OneByOne, check_action
+from usbpo.artifacts import evaluations
+from usbpo.artifacts.evaluations import KIND, Episodes
+from usbpo.artifacts.header import Header, other_physics, parameters_of
 from usbpo.environments.tasks import Simulator, read_arguments
-from usbpo.errors import UsbpoError
+from usbpo.errors import UsbpoError, saying
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import seed_sequence
 
-KIND = "evaluation"
-
 
 def evaluate_episode(simulator: Simulator, actor: Params, seed: int) -> tuple[float, int]:
-    """Return (undiscounted) and length of one episode."""
+    """Return (undiscounted) and length of one episode.
+
+    Raises:
+        UsbpoError: an action or a reward is not finite.
+    """
     policy, observation, total, length = OneByOne(actor), simulator.reset(seed), 0.0, 0
     while True:
-        step = simulator.step(policy.mean(observation))
+        action = policy.mean(observation)
+        check_action(action)
+        step = simulator.step(action)
+        if not isfinite(step.reward):
+            raise UsbpoError(f"the reward of step {length} is not finite; mend the environment (usbpo check-task).")
         observation, total, length = step.observation, total + step.reward, length + 1
         if step.terminated or step.truncated:
             return total, length
@@ -36,6 +44,7 @@ def evaluate(
     on_policy_steps: int,
     seed: int,
     cycle: int,
+    method: str | None = None,
     environment_arguments: str = "{}",
 ) -> None:
     """Evaluate a policy.
@@ -49,15 +58,18 @@ def evaluate(
         on_policy_steps: real on-policy steps that the policy has seen, for the axis of learning curves.
         seed: run seed.
         cycle: number of the cycle.
+        method: name of the method; without it that of the policy.
         environment_arguments: keyword arguments of the environment, as JSON.
 
     Raises:
-        UsbpoError: the policy is missing, damaged or of another task, or the output cannot be written.
+        UsbpoError: the policy is missing, damaged or of another run or cycle, or the output cannot be written.
     """
     parameters = parameters_of(locals())
-    header = Header(KIND, task, seed, cycle, parameters)
     policy_header, agent = sac.load(policy)
-    header.belongs(policy, policy_header)
+    header = Header(KIND, task, seed, cycle, parameters, method or policy_header.method)
+    header.takes("policy", policy, policy_header, cycle)
+    if other := other_physics(policy_header):
+        print(f"the policy was trained with {other}; its evaluation is that of the simulator here")
     simulator = Simulator(environment, read_arguments(environment_arguments))
     if agent.architecture.obs_dim != simulator.obs_dim:
         raise UsbpoError(
@@ -65,10 +77,8 @@ def evaluate(
             f"{simulator.obs_dim}; give a policy of this task."
         )
     seeds = [int(s.generate_state(1)[0]) for s in seed_sequence(seed, 0, "evaluate").spawn(episodes)]
-    results = [evaluate_episode(simulator, agent.actor, episode_seed) for episode_seed in seeds]
-    with create(output, header) as file:
-        file.attrs["on_policy_steps"] = on_policy_steps
-        put(file, "returns", np.array([total for total, _ in results], dtype=np.float64))
-        put(file, "lengths", np.array([length for _, length in results], dtype=np.int64))
-        put(file, "seeds", np.array(seeds, dtype=np.int64))
-    print(f"return {np.mean([total for total, _ in results]):.1f} over {episodes} episodes")
+    with saying(f"cycle {cycle}"):
+        results = [evaluate_episode(simulator, agent.actor, episode_seed) for episode_seed in seeds]
+    returns, lengths = (np.array(column) for column in zip(*results, strict=True))
+    evaluations.write(output, header, Episodes(returns, lengths, np.array(seeds, dtype=np.int64)))
+    print(f"return {returns.mean():.1f} over {episodes} episodes")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from usbpo.agent import sac
-from usbpo.artifacts import transitions
-from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts import lineage, transitions
+from usbpo.artifacts.header import parameters_of
 from usbpo.numerics.seeding import torch_generator
 
 
@@ -18,10 +18,11 @@ def initialise(*, data: Path, output: Path, hidden_layers: int, hidden_size: int
         hidden_size: units of a hidden layer.
 
     Raises:
-        UsbpoError: the data are missing or damaged, or the output cannot be written.
+        UsbpoError: the data are missing, damaged or not those of cycle 0, or the output cannot be written.
     """
     parameters = parameters_of(locals())
-    header, steps = transitions.read(data)
+    found, _ = transitions.read(data)
+    header, steps = lineage.begin(sac.KIND, [data], seed=found.seed, cycle=0, parameters=parameters)
     architecture = sac.Architecture(steps.observations.shape[1], steps.actions.shape[1], hidden_layers, hidden_size)
     agent = sac.new_agent(architecture, torch_generator(header.seed, 0, "initialise"))
-    agent.save(output, Header(sac.KIND, header.task, header.seed, 0, parameters))
+    agent.save(output, header)

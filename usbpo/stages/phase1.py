@@ -1,16 +1,16 @@
 """Stage `phase1`: maximum likelihood on real data (algorithm, phase 1)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from usbpo.artifacts import transitions
+from usbpo.artifacts import lineage
+from usbpo.artifacts import metrics as records
 from usbpo.artifacts.checkpoints import check_architecture
-from usbpo.artifacts.files import write_json
-from usbpo.artifacts.header import Header, parameters_of
-from usbpo.errors import UsbpoError
+from usbpo.artifacts.header import parameters_of
+from usbpo.errors import UsbpoError, saying
 from usbpo.model.ensemble import (
     KIND,
     Architecture,
@@ -139,6 +139,8 @@ def phase1(
     patience: int,
     max_epochs: int | None = None,
     previous_model: Path | None = None,
+    model_every: int = 1,
+    check: int | None = None,
     device: str = "auto",
     precision: str = "float32",
 ) -> None:
@@ -150,67 +152,74 @@ def phase1(
         metrics: JSON to write: epochs, hold-out errors by member, elites, the reason for stopping.
         seed: run seed.
         cycle: number of the cycle.
-        previous_model: M1; without it a new ensemble is trained.
+        previous_model: M1; without it a new ensemble is trained, in the first cycle.
+        model_every: cycles from one model update to the next.
+        check: number of the check in whose training this is, where a trigger decides within the cycle; it seeds the
+            generators in place of the cycle.
         device: where to compute.
         precision: of the products between hidden layers, float32 or bfloat16.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device or precision,
-            or training diverges.
+        UsbpoError: an input is missing, damaged, of another run, cycle or architecture, there is no such device or
+            precision, or training diverges.
     """
     parameters = parameters_of(locals())
     place, products = devices.choose(device), number_type(precision)
-    data_header, batch = transitions.read_all(data)
-    # With the rows of D_env, by which the hold-out rows can be told again.
-    header = Header(KIND, data_header.task, seed, cycle, {**parameters, "rows": len(batch)})
-    header.belongs(data[-1], data_header)
+    lineage.require_previous("--previous-model", previous_model, cycle, 1 + model_every)
+    header, batch = lineage.begin(KIND, data, seed=seed, cycle=cycle, parameters=parameters)
+    # The rows of D_env, by which the hold-out rows can be told again.
+    header = replace(header, parameters={**parameters, "rows": len(batch)})
+    number = cycle if check is None else check
     if len(weight_decay) != hidden_layers + 1:
         raise UsbpoError(
             f"--weight-decay must have a value for each of the {hidden_layers + 1} layers; add or drop some."
         )
     obs_dim, act_dim = batch.observations.shape[1], batch.actions.shape[1]
     architecture = Architecture(obs_dim, act_dim, members, elites, hidden_layers, hidden_size)
-    generator = torch_generator(seed, cycle, "phase1", place)
+    generator = torch_generator(seed, number, "phase1", place)
     if previous_model is None:
-        ensemble = new_ensemble(architecture, torch_generator(seed, cycle, "new_ensemble"))
+        ensemble = new_ensemble(architecture, torch_generator(seed, number, "new_ensemble"))
     else:
         previous_header, ensemble = load(previous_model)
-        header.belongs(previous_model, previous_header)
+        before = lineage.previous_cycles(cycle, model_every, check)
+        header.takes("previous_model", previous_model, previous_header, before)
         check_architecture(previous_model, "model", ensemble.architecture, architecture)
     ensemble, rows = ensemble.to(place, products), model_data(batch)
-    training_rows, holdout_rows = split_holdout(len(batch), seed, cycle, holdout_ratio, holdout_limit)
+    training_rows, holdout_rows = split_holdout(len(batch), seed, number, holdout_ratio, holdout_limit)
     training, holdout = rows.rows(training_rows).to(place), rows.rows(holdout_rows).to(place)
-    before = holdout_mse(ensemble, ensemble.params, holdout.inputs, holdout.targets)
-    by_epoch, stopped = train(
-        ensemble,
-        training,
-        holdout,
-        generator,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        weight_decay=weight_decay,
-        log_variance_penalty=log_variance_penalty,
-        min_improvement=min_improvement,
-        patience=patience,
-        max_epochs=max_epochs,
-    )
+    at_first = holdout_mse(ensemble, ensemble.params, holdout.inputs, holdout.targets)
+    with saying(f"cycle {cycle}"):
+        by_epoch, stopped = train(
+            ensemble,
+            training,
+            holdout,
+            generator,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            log_variance_penalty=log_variance_penalty,
+            min_improvement=min_improvement,
+            patience=patience,
+            max_epochs=max_epochs,
+        )
     # Phase 2 takes its moments from M1 itself, so M2 need not carry them.
     ensemble.finetune = {}
     errors = holdout_mse(ensemble, ensemble.params, holdout.inputs, holdout.targets)
     ensemble.elites = choose_elites(errors, elites)
-    ensemble.save(output, header)
-    write_json(
+    digest = ensemble.save(output, header)
+    records.write(
         metrics,
+        header,
         {
-            **header.identity,
             "training_rows": len(training_rows),
             "holdout_rows": len(holdout_rows),
             "epochs": len(by_epoch),
             "stopped": stopped,
-            "holdout_mse_before": before.tolist(),
+            "holdout_mse_before": at_first.tolist(),
             "holdout_mse": errors.tolist(),
             "holdout_mse_by_epoch": by_epoch,
             "elites": ensemble.elites.tolist(),
         },
+        digest,
     )
     print(f"{len(by_epoch)} epochs ({stopped}), mean elite hold-out error {errors[ensemble.elites].mean():.4g}")

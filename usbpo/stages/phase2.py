@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from usbpo.artifacts import transitions
+from usbpo.artifacts import lineage
+from usbpo.artifacts import metrics as records
 from usbpo.artifacts.checkpoints import check_architecture
-from usbpo.artifacts.files import write_json
-from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts.header import parameters_of
 from usbpo.errors import UsbpoError
 from usbpo.model.ensemble import BOUNDS, KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, standardise
 from usbpo.model.passes import Forward, Passes, number_type
@@ -205,6 +205,8 @@ def phase2(
     terms: str,
     stand_in: str,
     retained_updates: int | None = None,
+    model_every: int = 1,
+    check: int | None = None,
     device: str = "auto",
     precision: str = "float32",
 ) -> None:
@@ -220,29 +222,30 @@ def phase2(
         seed: run seed.
         cycle: number of the cycle.
         retained_updates: of how many model updates the rollouts are D_model, the last ones; without it all.
+        model_every: cycles from one model update to the next.
+        check: number of the check in whose training this is, where a trigger decides within the cycle; it seeds the
+            generators in place of the cycle.
         device: where to compute.
         precision: of the products between hidden layers, float32 or bfloat16.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device or precision,
-            or the objective is not finite.
+        UsbpoError: an input is missing, damaged, of another run, cycle or architecture, there is no such device or
+            precision, or the objective is not finite.
     """
     parameters = parameters_of(locals())
     place, products = devices.choose(device), number_type(precision)
-    data_header, real = transitions.read_all(data)
-    header = Header(KIND, data_header.task, seed, cycle, parameters)
-    header.belongs(data[-1], data_header)
-    rollout_header, model_rows = transitions.read_rollouts(rollouts, retained_updates)
-    header.belongs(rollouts[-1], rollout_header)
+    number, within = cycle if check is None else check, check is not None
+    header, real = lineage.begin(KIND, data, seed=seed, cycle=cycle, parameters=parameters)
+    model_rows = lineage.read_d_model(header, rollouts, cycle - 1, model_every, retained_updates, within=within)
     (m1_header, m1), (m2_header, m2) = load(previous_model), load(model_mle)
-    header.belongs(previous_model, m1_header)
-    header.belongs(model_mle, m2_header)
+    header.takes("previous_model", previous_model, m1_header, lineage.previous_cycles(cycle, model_every, check))
+    header.takes("model_mle", model_mle, m2_header, cycle)
     check_architecture(previous_model, "model", m1.architecture, m2.architecture)
     m2.finetune = m1.finetune
     m1, m2 = m1.to(place, products), m2.to(place, products)
 
     members = m2.architecture.members
-    generator = torch_generator(seed, cycle, "phase2", place)
+    generator = torch_generator(seed, number, "phase2", place)
     tuning = FineTuning(m1, m2, loss, stand_in)
     # The released code draws the members once, when it builds its graph, one for each place in a batch.
     once = torch_generator(seed, 0, "phase2_members", place) if tuning.released else None
@@ -260,7 +263,7 @@ def phase2(
         index = torch.randint(len(observations), (batch_size,), generator=generator, device=place)
         return Rows(observations[index], actions[index], *draw_for(batch_size))
 
-    _, holdout_rows = split_holdout(len(real), seed, cycle, holdout_ratio, holdout_limit)
+    _, holdout_rows = split_holdout(len(real), seed, number, holdout_ratio, holdout_limit)
     holdout = model_data(real).rows(holdout_rows).to(place)
     watched = torch.randint(len(holdout_rows), (validation_rows,), generator=generator, device=place)
     obs_dim = m2.architecture.obs_dim
@@ -284,13 +287,16 @@ def phase2(
     after = _described(tuning, validation)
     errors = holdout_mse(m2, m2.params, holdout.inputs, holdout.targets)
     if not torch.isfinite(torch.tensor([*values, *errors.tolist()])).all():
-        raise UsbpoError(f"{model_mle}: fine-tuning diverged, the objective is not finite; lower phase2.learning_rate.")
+        raise UsbpoError(
+            f"cycle {cycle}: phase 2 diverged, its objective or a hold-out error is not finite; lower "
+            "phase2.learning_rate."
+        )
     m2.elites = choose_elites(errors, m2.architecture.elites)
-    m2.save(output, header)
-    write_json(
+    digest = m2.save(output, header)
+    records.write(
         metrics,
+        header,
         {
-            **header.identity,
             "model_rows": len(observations),
             "validation_rows": validation_rows,
             "before": before,
@@ -303,6 +309,7 @@ def phase2(
             "holdout_mse": errors.tolist(),
             "elites": m2.elites.tolist(),
         },
+        digest,
     )
     print(f"{len(values) - 1} steps ({stopped}), shift + bias {before['sum']:.4g} → {after['sum']:.4g}")
 

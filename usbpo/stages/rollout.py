@@ -7,17 +7,20 @@ import torch
 from torch import Tensor
 
 from usbpo.agent import sac
-from usbpo.artifacts import transitions
-from usbpo.artifacts.files import write_json
-from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts import lineage, transitions
+from usbpo.artifacts import metrics as records
+from usbpo.artifacts.header import parameters_of
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.terminations import Termination, find
-from usbpo.errors import UsbpoError
+from usbpo.errors import UsbpoError, saying
 from usbpo.model.ensemble import Ensemble, load, predict_one_member
 from usbpo.model.passes import Forward, number_type
 from usbpo.numerics import device as devices
 from usbpo.numerics.optimizer import Params, moved
 from usbpo.numerics.seeding import torch_generator
+
+MOST_LOST = 0.01
+"""Share of the model's predictions that may be other than finite"""
 
 
 @torch.no_grad()
@@ -81,6 +84,19 @@ def roll_out(
     return made, lost
 
 
+def check_lost(made: int, lost: int) -> None:
+    """Check that nearly all predictions were finite: a branch may run away, but not many.
+
+    Raises:
+        UsbpoError: too many were not.
+    """
+    if lost > MOST_LOST * (made + lost):
+        raise UsbpoError(
+            f"the model predicts NaN or infinity for {lost} of {made + lost} rows, so it has diverged; lower "
+            "phase1.learning_rate, or phase2.learning_rate where there is a phase 2."
+        )
+
+
 def act(actor: Params, observations: Tensor, noise: Tensor, products: torch.dtype | None = None) -> Tensor:
     """Actions (rows, act_dim) of the stochastic policy: `sac.sample_action` without the densities, for many rows.
 
@@ -106,6 +122,7 @@ def rollout(
     batch_size: int,
     seed: int,
     cycle: int,
+    check: int | None = None,
     device: str = "auto",
     precision: str = "float32",
 ) -> None:
@@ -122,32 +139,34 @@ def rollout(
         batch_size: start states.
         seed: run seed.
         cycle: number of the cycle.
+        check: number of the check in whose training this is, where a trigger decides within the cycle; it seeds the
+            generators in place of the cycle.
         device: where to compute.
         precision: of the products between hidden layers, those of the policy too, float32 or bfloat16.
 
     Raises:
-        UsbpoError: an input is missing, damaged or of another run, there is no such device or precision, or the
-            model predicts what is not finite.
+        UsbpoError: an input is missing, damaged or of another run or cycle, there is no such device or precision, or
+            the model predicts what is not finite.
     """
     parameters = parameters_of(locals())
     terminates, place, products = find(termination), devices.choose(device), number_type(precision)
-    data_header, real = transitions.read_all(data)
-    header = Header(transitions.ROLLOUTS, data_header.task, seed, cycle, parameters)
-    header.belongs(data[-1], data_header)
+    header, real = lineage.begin(transitions.ROLLOUTS, data, seed=seed, cycle=cycle, parameters=parameters)
     (model_header, ensemble), (policy_header, agent) = load(model), sac.load(policy)
-    header.belongs(model, model_header)
-    header.belongs(policy, policy_header)
-    generator = torch_generator(seed, cycle, "rollout", place)
+    header.takes("model", model, model_header, cycle)
+    header.takes("policy", policy, policy_header, cycle if check is not None else cycle - 1)
+    generator = torch_generator(seed, cycle if check is None else check, "rollout", place)
     index = torch.randint(len(real), (batch_size,), generator=generator, device=place)
     starts = torch.from_numpy(real.observations).to(place)[index]
-    made, lost = roll_out(
-        ensemble.to(place, products), moved(agent.actor, place), starts, length, terminates, generator
-    )
-    transitions.write(output, header, made)
-    write_json(
+    with saying(f"cycle {cycle}"):
+        made, lost = roll_out(
+            ensemble.to(place, products), moved(agent.actor, place), starts, length, terminates, generator
+        )
+        check_lost(len(made), lost)
+    digest = transitions.write(output, header, made)
+    records.write(
         metrics,
+        header,
         {
-            **header.identity,
             "length": length,
             "start_states": batch_size,
             "transitions": len(made),
@@ -155,5 +174,6 @@ def rollout(
             "not_finite": lost,
             "reward_mean": float(made.rewards.mean(dtype=np.float64)),
         },
+        digest,
     )
-    print(f"{len(made)} model transitions, {int(made.terminations.sum())} of them terminal")
+    print(f"{len(made)} model transitions, {int(made.terminations.sum())} of them terminal, {lost} more not finite")

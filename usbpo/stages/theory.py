@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from usbpo.agent import sac
-from usbpo.artifacts import transitions
+from usbpo.artifacts import hdf5, lineage
+from usbpo.artifacts import metrics as records
 from usbpo.artifacts.checkpoints import check_architecture
-from usbpo.artifacts.files import write_json
 from usbpo.artifacts.header import Header, parameters_of
-from usbpo.artifacts.transitions import Transitions, create, put
+from usbpo.artifacts.transitions import Transitions
 from usbpo.environments import terminations
 from usbpo.environments.reconstruction import Reconstruction, reconstruction
 from usbpo.environments.tasks import Simulator, read_arguments
@@ -235,6 +235,7 @@ def theory(
     model: Path | None = None,
     previous_model: Path | None = None,
     retained_updates: int | None = None,
+    model_every: int = 1,
     environment_arguments: str = "{}",
 ) -> None:
     """Measure model shift, model bias and the bounds of a cycle before and after phase 2, against the simulator.
@@ -254,22 +255,25 @@ def theory(
         model: M2 as phase 2 left it; none where there is no phase 2.
         previous_model: M1; none at first.
         retained_updates: of how many model updates the rollouts are D_model, the last ones; without it all.
+        model_every: cycles from one model update to the next.
         environment_arguments: keyword arguments of the environment, as JSON.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, or the model predicts what is not
-            finite.
+        UsbpoError: an input is missing, damaged, of another run, cycle or architecture, or the model predicts what is
+            not finite.
     """
     parameters = parameters_of(locals())
     ends = terminations.find(termination)
-    data_header, real = transitions.read_all(data)
-    header = Header(KIND, data_header.task, seed, cycle, parameters)
-    header.belongs(data[-1], data_header)
-    after = _model(header, model or model_mle)
-    before = _model(header, model_mle, like=after) if model else None
-    m1 = _model(header, previous_model, like=after) if previous_model else None
-    agent1 = _agent(header, previous_policy, after)
-    agent2 = _agent(header, policy, after)
+    header, real = lineage.begin(KIND, data, seed=seed, cycle=cycle, parameters=parameters)
+    lineage.require_previous("--previous-model", previous_model, cycle, 1 + model_every)
+    lineage.require_d_model(header, rollouts or [], cycle - 1, model_every, retained_updates)
+    mle = _model(header, "model_mle", model_mle, [cycle])
+    after = _model(header, "model", model, [cycle], like=mle) if model else mle
+    before = mle if model else None
+    earlier = lineage.previous_cycles(cycle, model_every)
+    m1 = _model(header, "previous_model", previous_model, earlier, like=after) if previous_model else None
+    agent1 = _agent(header, "previous_policy", previous_policy, cycle - 1, after)
+    agent2 = _agent(header, "policy", policy, cycle, after)
     check_architecture(policy, "policy", agent2.architecture, agent1.architecture)
     actor1, actor2 = agent1.actor, agent2.actor
     simulator = Simulator(environment, read_arguments(environment_arguments))
@@ -286,8 +290,7 @@ def theory(
     sets = {"holdout": real.rows(_some(held_out, rows, generator).numpy())}
     outcomes: dict[str, Array | None] = {"holdout": _outcomes(sets["holdout"])}
     if rollouts:
-        rollout_header, model_rows = transitions.read_rollouts(rollouts, retained_updates)
-        header.belongs(rollouts[-1], rollout_header)
+        model_rows = lineage.read_d_model(header, rollouts, cycle - 1, model_every, retained_updates)
         made = model_rows.rows(_some(torch.arange(len(model_rows)), rows, generator).numpy())
         sets["rollout"] = made
         outcomes["rollout"] = world.next_states(made.observations, made.actions) if world else None
@@ -312,24 +315,25 @@ def theory(
         begin = begin[torch.from_numpy(world.determines(begin.numpy()))]
         if len(begin):
             by_depth = error_by_depth(after, actor1, begin, depth, ends, world, generator)
-    _write_rows(output, header, each)
-    write_json(
+    digest = _write_rows(output, header, each)
+    records.write(
         metrics,
+        header,
         {
-            **header.identity,
             "discount": discount,
             **found,
             "reconstruction": reconstructed,
             "depth": by_depth,
         },
+        digest,
     )
     last = found["rollout"] or found["holdout"]
     print(f"bias {_said(last['after']['true_bias'])}, bracket {_said(last['after']['bracket'])} on {last['rows']} rows")
 
 
-def _model(header: Header, path: Path, like: Ensemble | None = None) -> Ensemble:
+def _model(header: Header, name: str, path: Path, cycles: list[int], like: Ensemble | None = None) -> Ensemble:
     found, ensemble = load(path)
-    header.belongs(path, found)
+    header.takes(name, path, found, cycles)
     if like is not None:
         check_architecture(path, "model", ensemble.architecture, like.architecture)
     return ensemble
@@ -339,15 +343,15 @@ def _held_out(path: Path, ratio: float, limit: int) -> Tensor:
     """The rows of D_env that phase 1 held out when it made a checkpoint, in mid-cycle where a trigger decided."""
     header, _ = load(path)
     try:
-        rows, training = int(header.parameters["rows"]), int(header.parameters.get("training", header.cycle))
+        rows, training = int(header.parameters["rows"]), int(header.parameters.get("check", header.cycle))
     except (KeyError, ValueError, TypeError) as error:
         raise UsbpoError(f"{path}: it does not say which rows it was trained on; delete it and run again.") from error
     return split_holdout(rows, header.seed, training, ratio, limit)[1]
 
 
-def _agent(header: Header, path: Path, model: Ensemble) -> sac.Agent:
+def _agent(header: Header, name: str, path: Path, cycle: int, model: Ensemble) -> sac.Agent:
     found, agent = sac.load(path)
-    header.belongs(path, found)
+    header.takes(name, path, found, cycle)
     sizes = agent.architecture
     expected = sac.Architecture(
         model.architecture.obs_dim, model.architecture.act_dim, sizes.hidden_layers, sizes.hidden_size
@@ -387,12 +391,14 @@ def _check_finite(path: Path, found: Mapping[str, Any]) -> None:
         raise UsbpoError(f"{path}: the model's predictions are not finite; lower phase1.learning_rate.")
 
 
-def _write_rows(output: Path, header: Header, each: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """The distances of each row, as place/phase/name."""
-    with create(output, header) as file:
-        for group, arrays in each.items():
-            for name, values in arrays.items():
-                put(file.require_group(group), name, values.numpy().astype(np.float32))
+def _write_rows(output: Path, header: Header, each: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """The distances of each row, as place/phase/name; returns the file's digest."""
+    rows = {
+        f"{group}/{name}": values.numpy().astype(np.float32)
+        for group, arrays in each.items()
+        for name, values in arrays.items()
+    }
+    return hdf5.write(output, header, rows)
 
 
 def _said(value: float | None) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,13 +20,13 @@ from usbpo.agent import sac
 from usbpo.agent.choice import learner_for
 from usbpo.agent.learner import Learner
 from usbpo.agent.replay import Replay, replay_of
-from usbpo.artifacts import layout, transitions
+from usbpo.artifacts import layout, lineage, transitions
+from usbpo.artifacts import metrics as records
 from usbpo.artifacts.checkpoints import check_architecture
-from usbpo.artifacts.files import read_json, write_json
-from usbpo.artifacts.header import Header, parameters_of
+from usbpo.artifacts.header import Header, parameters_of, require_same_physics
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator, read_arguments
-from usbpo.errors import UsbpoError
+from usbpo.errors import UsbpoError, saying
 from usbpo.model import ensemble
 from usbpo.model.trigger import Trigger, hull_volume, model_errors
 from usbpo.numerics import device as devices
@@ -64,6 +65,7 @@ def triggered(
     previous_model: Path | None = None,
     previous_trigger: Path | None = None,
     rollouts: list[Path] | None = None,
+    method: str | None = None,
     environment_arguments: str = "{}",
     episodes: str = CONTINUE,
     device: str = "auto",
@@ -95,22 +97,27 @@ def triggered(
         previous_model: the model in force; without it a new one is trained at the first check.
         previous_trigger: the trigger's state at the end of the cycle before; none before the first model.
         rollouts: D_model at the end of the cycle before.
+        method: name of the method; without it that of the data.
         environment_arguments: keyword arguments of the environment, as JSON.
         episodes: `continue` where the last shard's episode goes on, `end_with_cycle` where each shard begins one.
         device: where to compute.
         precision: of the model's products between hidden layers, float32 or bfloat16.
 
     Raises:
-        UsbpoError: an input is missing, damaged, of another run or architecture, there is no such device or precision,
-            training diverges, the environment cannot be used so, or the cycle is so short that the model is not trained
-            in it.
+        UsbpoError: an input is missing, damaged, of another run, cycle or architecture, there is no such device or
+            precision, training diverges, the environment cannot be used so, or the cycle is so short that the model is
+            not trained in it.
     """
     parameters = parameters_of(locals())
     sections = {"trigger": trigger, "model": model, "phase1": phase1, "rollout": rollout, "policy": policy}
     keys = {name: json.loads(text) for name, text in (sections | ({"phase2": phase2} if phase2 else {})).items()}
     simulator = Simulator(environment, read_arguments(environment_arguments))
     check_episodes(episodes, simulator)
-    header = Header(KIND, task, seed, cycle, parameters)
+    for option, path in (("--previous-model", previous_model), ("--previous-trigger", previous_trigger)):
+        lineage.require_previous(option, path, cycle, 2)
+    run: dict[str, Any] = {"task": task, "method": method, "seed": seed, "cycle": cycle}
+    header, real = lineage.begin(KIND, data, **run, parameters=parameters, until=cycle - 1)
+    lineage.require_d_model(header, rollouts or [], cycle - 1, 1, retained_updates)
     scratch = folder / ".triggered"
     shutil.rmtree(scratch, ignore_errors=True)  # of a stage that was killed
     try:
@@ -120,6 +127,7 @@ def triggered(
             scratch,
             Collector(simulator, seed, cycle if episodes != CONTINUE else None),
             data=data,
+            real=real,
             previous_policy=previous_policy,
             previous_shard=previous_shard,
             previous_model=previous_model,
@@ -159,6 +167,7 @@ class Checks:
         collector: Collector,
         *,
         data: list[Path],
+        real: Transitions,
         previous_policy: Path,
         previous_shard: Path,
         previous_model: Path | None,
@@ -174,23 +183,22 @@ class Checks:
         self.header, self.keys, self.scratch, self.collector = header, keys, scratch, collector
         self.data, self.model, self.rollouts = data, previous_model, rollouts
         self.retained_updates, self.environment, self.termination = retained_updates, environment, termination
-        data_header, self.real = transitions.read_all(data)
-        header.belongs(data[-1], data_header)
-        self.before = len(self.real)
+        self.real, self.before, last = real, len(real), header.cycle - 1
         shard_header, state = transitions.read_collector(previous_shard)
-        header.belongs(previous_shard, shard_header)
-        collector.restore(state)
+        header.takes("previous_shard", previous_shard, shard_header, last)
+        require_same_physics(previous_shard, shard_header)
+        with saying(str(previous_shard)):
+            collector.restore(state)
         self.device, self.steps, self.precision = devices.choose(device), steps, precision
         self.learner = self._learner(previous_policy)
         self.ensemble: ensemble.Ensemble | None = None
         if previous_model is not None:
             model_header, self.ensemble = ensemble.load(previous_model)
-            header.belongs(previous_model, model_header)
+            header.takes("previous_model", previous_model, model_header, lineage.previous_cycles(header.cycle, 1))
         self.state = Trigger() if previous_trigger is None else read_state(previous_trigger, header)
         model_rows: Transitions | None = None
         if rollouts:
-            rollout_header, model_rows = transitions.read_rollouts(rollouts, retained_updates)
-            header.belongs(rollouts[-1], rollout_header)
+            model_rows = lineage.read_d_model(header, rollouts, last, 1, retained_updates)
         self.replay = self._replay(model_rows)
         self.found: list[dict[str, Any]] = []
         self.history: list[Line] = []
@@ -203,7 +211,7 @@ class Checks:
 
     def _learner(self, path: Path) -> Learner:
         found, agent = sac.load(path)
-        self.header.belongs(path, found)
+        self.header.takes("previous_policy", path, found, self.header.cycle - 1)
         sim, keys = self.collector.simulator, self.keys["policy"]
         expected = sac.Architecture(sim.obs_dim, sim.act_dim, keys["hidden_layers"], keys["hidden_size"])
         check_architecture(path, "policy", agent.architecture, expected)
@@ -221,8 +229,9 @@ class Checks:
         """
         steps = self.keys["trigger"]["check_every"]
         actor = moved(self.learner.actor, torch.device("cpu"))
-        new = self.collector.collect(steps, stochastic_actor(actor), cycle_ends=last)
-        check_finite(new, self.environment)
+        with saying(f"cycle {self.header.cycle}, check {number}"):
+            new = self.collector.collect(steps, stochastic_actor(actor), cycle_ends=last)
+            check_finite(new, self.environment)
         self.real = transitions.concatenate([self.real, new])
         self.replay.append(new)
         if self._fires(number, new):
@@ -230,7 +239,8 @@ class Checks:
         keys = self.keys["policy"]
         updates = keys["updates_per_step"] * steps
         generator = torch_generator(self.header.seed, number, "policy", self.device)
-        lines = learn(self.learner, self.replay, updates, generator, report_every=updates)
+        with saying(f"cycle {self.header.cycle}, check {number}"):
+            lines = learn(self.learner, self.replay, updates, generator, report_every=updates)
         self.history += lines if not self.history else lines[-1:]
 
     def _fires(self, number: int, new: Transitions) -> bool:
@@ -243,6 +253,11 @@ class Checks:
             reason: str | None = "the first model"
         else:
             errors = model_errors(self.ensemble, new, torch_generator(seed, number, "trigger"))
+            if not np.isfinite(errors).all():
+                raise UsbpoError(
+                    f"cycle {self.header.cycle}, check {number}: the model's errors are not finite; lower "
+                    "phase1.learning_rate."
+                )
             self.state = self.state.seen(errors).checked(volume, keys["reference"])
             reason = self.state.verdict(keys["threshold"], keys["min_steps"], keys["max_steps"])
         self.found.append(
@@ -264,13 +279,13 @@ class Checks:
 
     def _train(self, number: int, length: int) -> None:
         """Phase 1, phase 2 where there is one and a D_model, and rollouts; by their stages, through files."""
-        seed = self.header.seed
-        identity: dict[str, Any] = {"seed": seed, "cycle": number}
+        header = replace(self.header, parameters={"check": number}, inputs={})
+        identity: dict[str, Any] = {"seed": header.seed, "cycle": header.cycle, "check": number}
         identity |= {"device": self.device.type, "precision": self.precision}
         shard, agent = self.scratch / "shard.h5", self.scratch / "policy.safetensors"
         collected = self.real.rows(slice(self.before, None))
-        transitions.write(shard, Header(transitions.KIND, self.header.task, seed, number), collected)
-        self.learner.agent().save(agent, Header(sac.KIND, self.header.task, seed, number))
+        transitions.write(shard, replace(header, kind=transitions.KIND), collected)
+        self.learner.agent().save(agent, replace(header, kind=sac.KIND))
         data, mle = [*self.data, shard], self._path(layout.MODEL_MLE, number)
         train_model(
             data=data,
@@ -329,36 +344,33 @@ class Checks:
         transitions.write(output, shard_header, collected, self.collector.state())
         kept = [self._path(layout.ROLLOUTS, n) for n in self.trained[-self.retained_updates :]]
         parts = [transitions.read(path, transitions.ROLLOUTS)[1] for path in kept]
-        transitions.write(
+        made = transitions.write(
             folder / Path(layout.ROLLOUTS).name,
             replace(header, kind=transitions.ROLLOUTS),
             transitions.concatenate(parts),
             updates=[len(part) for part in parts],
         )
-        self._save_model(layout.MODEL_MLE, self._path(layout.MODEL_MLE, number), folder)
-        metrics = [layout.PHASE1_METRICS, layout.ROLLOUT_METRICS]
+        metrics = {layout.ROLLOUT_METRICS: made}
+        mle = self._path(layout.MODEL_MLE, number)
+        metrics[layout.PHASE1_METRICS] = self._save_model(layout.MODEL_MLE, mle, folder)
         if "phase2" in self.keys and self.model is not None:
-            self._save_model(layout.MODEL, self.model, folder)
-            metrics.append(layout.PHASE2_METRICS)
-        for template in metrics:
+            metrics[layout.PHASE2_METRICS] = self._save_model(layout.MODEL, self.model, folder)
+        for template, made_with in metrics.items():
             path = self._path(template, number)
-            content = read_json(path) if path.is_file() else {**header.identity, "fine_tuned": False}
-            write_json(folder / path.name, {**content, "cycle": header.cycle})
-        self.learner.agent().save(folder / Path(layout.POLICY).name, replace(header, kind=sac.KIND))
+            content = records.read(path)[0] if path.is_file() else {"fine_tuned": False}
+            records.write(folder / path.name, header, content, made_with)
+        policy = self.learner.agent().save(folder / Path(layout.POLICY).name, replace(header, kind=sac.KIND))
         keys = self.keys["policy"]
-        updates = keys["updates_per_step"] * len(collected)
-        write_metrics(folder / Path(layout.POLICY_METRICS).name, header, updates, keys["target_entropy"], self.history)
-        write_json(
-            folder / Path(layout.TRIGGER).name,
-            {**header.identity, "checks": self.found, "state": asdict(self.state)},
-        )
+        updates, target = keys["updates_per_step"] * len(collected), keys["target_entropy"]
+        write_metrics(folder / Path(layout.POLICY_METRICS).name, header, policy, updates, target, self.history)
+        content = {"checks": self.found, "state": asdict(self.state)}
+        records.write(folder / Path(layout.TRIGGER).name, header, content, policy)
         print(f"{len(self.found)} checks, {len(self.trained)} trainings of the model")
 
-    def _save_model(self, template: str, path: Path, folder: Path) -> None:
-        """Copy a checkpoint of a training in this cycle to where the cycle's model lies."""
+    def _save_model(self, template: str, path: Path, folder: Path) -> str:
+        """Copy a checkpoint of a training in this cycle to where the cycle's model lies; returns its digest."""
         found, model = ensemble.load(path)
-        parameters = {**found.parameters, "training": found.cycle}
-        model.save(folder / Path(template).name, replace(found, cycle=self.header.cycle, parameters=parameters))
+        return model.save(folder / Path(template).name, replace(found, inputs=self.header.inputs))
 
 
 def read_state(path: Path, header: Header) -> Trigger:
@@ -367,15 +379,14 @@ def read_state(path: Path, header: Header) -> Trigger:
     Raises:
         UsbpoError: the file is missing, damaged, or not that of the cycle before.
     """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UsbpoError(f"{path}: it is no file of a trigger; delete it and run again.")
+    content, digest = records.read(path)
     expected = {**header.identity, "cycle": header.cycle - 1}
     for name, value in expected.items():
         if content.get(name) != value:
             raise UsbpoError(
                 f"{path}: its {name} is {content.get(name)}, but {value} is asked for; give files of one run."
             )
+    header.inputs["previous_trigger"] = [digest]
     try:
         return TypeAdapter(Trigger).validate_python(content["state"])
     except (KeyError, ValidationError) as error:

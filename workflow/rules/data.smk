@@ -29,7 +29,7 @@ rule collect:
     shell:
         "usbpo collect --policy {input.policy} --previous {input.previous} --initial-data {input.initial_data} "
         "--output {output} "
-        "--task {wildcards.task} --seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"
+        "--task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed} --cycle {wildcards.cycle} {params.options} > {log} 2>&1"
 
 
 rule block:
@@ -52,4 +52,4 @@ rule block:
     message:
         "block: gather real data of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, block {wildcards.block}"
     shell:
-        "usbpo block --parts {input} --output {output} > {log} 2>&1"
+        "usbpo block --parts {input} --output {output} --number {wildcards.block} > {log} 2>&1"

@@ -84,5 +84,5 @@ rule evaluate:
     message:
         "evaluate: episodes for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:
-        "usbpo evaluate --policy {input} --output {output} --task {wildcards.task} --seed {wildcards.seed} "
+        "usbpo evaluate --policy {input} --output {output} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed} "
         "--cycle {wildcards.cycle} {params.options} > {log} 2>&1"

@@ -45,7 +45,7 @@ rule triggered:
         "usbpo triggered --data {input.data} --previous-shard {input.previous_shard} "
         "--previous-policy {input.previous_policy} --previous-model {input.previous_model} "
         "--previous-trigger {input.previous_trigger} --rollouts {input.rollouts} --output {output.shard} "
-        "--folder {params.folder} --task {wildcards.task} --seed {wildcards.seed} --cycle {wildcards.cycle} "
+        "--folder {params.folder} --task {wildcards.task} --method {wildcards.method} --seed {wildcards.seed} --cycle {wildcards.cycle} "
         "{params.options} > {log} 2>&1"
 
 
