@@ -9,6 +9,13 @@ from usbpo.artifacts import layout
 
 RunName = Annotated[str, typer.Argument(help="TASK/METHOD/seed-N, or the folder of a run.")]
 DataFolder = Annotated[Path, typer.Option(help="Folder that holds data/.")]
+EnvironmentId = Annotated[
+    str | None, typer.Option("--environment", help="Gymnasium id; without it that of the task's configuration.")
+]
+EnvironmentArguments = Annotated[
+    str | None,
+    typer.Option(help="Its keyword arguments, as JSON; without it the configuration's, or none with --environment."),
+]
 Task = Annotated[str, typer.Option(help="Task of config/tasks that the data are checked against.")]
 Output = Annotated[
     Path | None, typer.Option(help="File to write; data/imported/TASK.h5 without it.", show_default=False)
@@ -32,13 +39,15 @@ imports = typer.Typer(help="Check real data from elsewhere, so that a run can be
 def export_minari(
     run: RunName,
     output: Annotated[Path | None, typer.Option(help="Minari's folder of datasets; data/exports/minari.")] = None,
+    environment: EnvironmentId = None,
+    environment_arguments: EnvironmentArguments = None,
     folder: DataFolder = Path(),
 ) -> None:
     """Write a run's real data as a Minari dataset."""
     from usbpo.experiment.named import named_run
     from usbpo.formats.minari_export import export_minari as write
 
-    write(named_run(run, folder), output or folder / layout.MINARI)
+    write(named_run(run, folder), output or folder / layout.MINARI, environment, environment_arguments)
 
 
 @exports.command("policy")
@@ -48,13 +57,15 @@ def export_policy(
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; data/exports/policies/TASK/METHOD/seed-N/CYCLE without it.")
     ] = None,
+    environment: EnvironmentId = None,
+    environment_arguments: EnvironmentArguments = None,
     folder: DataFolder = Path(),
 ) -> None:
     """Write a run's actor as ONNX and as a plain torch module with an example."""
     from usbpo.experiment.named import named_run
     from usbpo.formats.policy_export import export_policy as write
 
-    write(named_run(run, folder), output, cycle)
+    write(named_run(run, folder), output, cycle, environment, environment_arguments)
 
 
 @imports.command("minari")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from usbpo.commands.exchange import EnvironmentArguments, EnvironmentId
 from usbpo.experiment.layers import FOLDERS
 from usbpo.experiment.schema import SCHEMAS, json_schema, keys_table
 
@@ -179,28 +180,19 @@ def video(
         int | None, typer.Option(help="Seed of the episode; without it that of the run's first evaluation.", min=0)
     ] = None,
     seconds: Annotated[float, typer.Option(help="Longest video, in seconds of simulated time.", min=0.1)] = 10.0,
-    environment: Annotated[
-        str | None, typer.Option(help="Gymnasium id; without it the one that the run collected in.")
-    ] = None,
-    environment_arguments: Annotated[
-        str | None,
-        typer.Option(help="Its keyword arguments, as JSON; without it the run's, or none with --environment."),
-    ] = None,
+    environment: EnvironmentId = None,
+    environment_arguments: EnvironmentArguments = None,
     folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
 ) -> None:
     """Film one episode of a run's deterministic policy."""
-    from usbpo.experiment.named import named_run
+    from usbpo.experiment.named import last_policy, named_run
+    from usbpo.formats.environment import environment_of, headers_of
     from usbpo.formats.video import video as film
 
-    film(
-        named_run(run, folder),
-        cycle=cycle,
-        output=output,
-        episode_seed=episode_seed,
-        seconds=seconds,
-        environment=environment,
-        environment_arguments=environment_arguments,
-    )
+    named = named_run(run, folder)
+    cycle = last_policy(named) if cycle is None else cycle
+    made_in = environment_of(named, headers_of(named, cycle), environment, environment_arguments)
+    film(named, cycle, made_in, output=output, episode_seed=episode_seed, seconds=seconds)
 
 
 def schema(folder: Annotated[Path, typer.Argument(help="Folder to write into.")] = Path("workflow/schemas")) -> None:

@@ -82,25 +82,6 @@ def last_policy(run: NamedRun) -> int:
     return with_policy[-1]
 
 
-def environment_of(run: NamedRun, cycle: int) -> tuple[str, str]:
-    """Id and arguments (JSON) of the environment, as the evaluation or the shard of a cycle says.
-
-    Raises:
-        UsbpoError: neither is there, or it is damaged.
-    """
-    from usbpo.artifacts import transitions  # not before: it is heavy
-
-    for template, kind in ((layout.EVALUATION, "evaluation"), (layout.SHARD, transitions.KIND)):
-        path = run.path(template, cycle)
-        if path.is_file():
-            with transitions.opened(path, kind) as (_, header):
-                return str(header.parameters["environment"]), str(header.parameters["environment_arguments"])
-    raise UsbpoError(
-        f"{run.path(layout.EVALUATION, cycle)}: neither it nor the cycle's shard is there to tell the environment; "
-        "run that cycle again or, for a video, add --environment ID."
-    )
-
-
 def _named(word: str, root: Path) -> list[NamedRun]:
     parts = tuple(word.strip("/").split("/"))
     found = [run for run in _below(root) if Path(run.name).parts[: len(parts)] == parts]
