@@ -21,7 +21,8 @@ from usbpo.artifacts.header import Header
 from usbpo.commands import cli
 from usbpo.environments.tasks import Simulator
 from usbpo.experiment.loading import load_run
-from usbpo.formats.imports import read_hdf5, unscaled, write_imported
+from usbpo.formats.imports import unscaled, write_imported
+from usbpo.formats.recorded import VARIABLE, check_survives, read_hdf5
 from usbpo.stages.collect import collect
 from usbpo.stages.initialise import initialise
 
@@ -142,8 +143,8 @@ def test_what_was_exported_to_minari_comes_back(
     shard = root / "data/runs/from-data/m/seed-0/data/00000.h5"
     collect(**begin(shard, imported), seed=0, cycle=0, task="from-data")
     words = ["export", "minari", "from-data/m/seed-0", "--folder", str(root), "--output", str(tmp_path / "datasets")]
-    assert cli.main(words) == 0
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    assert cli.main([*words, "--environment", ENVIRONMENT]) == 0
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "datasets"))
     dataset = minari.load_dataset("from-data-m-seed-0-v0")
     said = dataset.storage.metadata
     assert said["description"] == (
@@ -273,7 +274,10 @@ def test_files_that_cannot_be_imported_are_named(
     assert "cut.hdf5: the file is no HDF5, or is cut short or damaged" in said("hdf5", str(cut))
     assert "this is a file of usbpo; `usbpo export minari` its run" in said("hdf5", str(imported))
     assert "unknown task 'none'" in said("hdf5", str(write_hdf5(tmp_path / "r.hdf5", recording(3))), task="none")
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "datasets"))
+    assert f"Minari's folder of datasets, {tmp_path / 'datasets'}, is not there; get it" in said("minari", "nothing-v0")
+    assert not (tmp_path / "datasets").exists()
+    (tmp_path / "datasets").mkdir()
     error = said("minari", "nothing-v0")
     assert "nothing-v0: Minari cannot read this dataset" in error
     assert f"(Dataset nothing-v0 not found locally at {tmp_path / 'datasets/nothing-v0'}); get it with " in error
@@ -330,7 +334,7 @@ def test_a_minari_dataset_of_another_kind_is_refused_in_one_sentence(
     changes: dict[str, Any], space: Any, said: str,
 ) -> None:  # fmt: skip
     minari = pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "datasets"))
     env = gymnasium.make(ENVIRONMENT)
     episode = {
         "observations": np.zeros((4, 4)),

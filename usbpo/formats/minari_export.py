@@ -22,14 +22,12 @@ from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
 from usbpo.experiment.named import NamedRun
 from usbpo.formats.environment import environment_of
+from usbpo.formats.recorded import VARIABLE
 from usbpo.formats.writing import require_packages, writing_folder
 from usbpo.stages.collect import END_WITH_CYCLE, environment_seed
 
 REQUIRED = ("gymnasium", "mujoco")
 """The packages whose versions a reader of the dataset needs to know"""
-
-VARIABLE = "MINARI_DATASETS_PATH"
-"""Environment variable: the folder in which Minari looks for datasets."""
 
 
 @dataclass(frozen=True)
