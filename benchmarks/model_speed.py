@@ -143,7 +143,7 @@ def works(on: Setting) -> list[Work]:
         found.append(Work("phase-1 minibatch, no graph", flops, step.once, "phase-1 minibatch, plain"))
     if devices.has_kernels(on.device):
         keys = {"learning_rate": 1e-3, "weight_decay": WEIGHT_DECAY, "log_variance_penalty": PENALTY}
-        fit = fit_for(on.m2.params, on.m2.mle, on.inputs, on.targets, **keys)
+        fit = fit_for(on.m2.params, on.m2.mle, on.inputs, on.targets, batch_size=MINIBATCH, **keys)
         found.append(Work("phase-1 minibatch, fused", flops, lambda: fit.take(on.index), "phase-1 minibatch, plain"))
     found.append(Work("phase-1 minibatch, plain", flops, lambda: plain.take(on.index)))
     held_out = on.inputs[:HOLDOUT], on.targets[:HOLDOUT]

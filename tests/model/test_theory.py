@@ -68,10 +68,13 @@ def test_the_surrogate_of_rows_is_what_phase_2_minimises(seed: int, members: int
     mean = torch.randn(members, rows, dim, generator=generator, dtype=torch.float64)
     std = torch.rand(members, rows, dim, generator=generator, dtype=torch.float64)
     drawn = torch.randint(members, (rows,), generator=generator)
-    found = surrogate_bias(mean, std, drawn)
-    assert found.shape == (rows,)
-    m1 = (mean[0], std[0])
-    assert float(found.mean()) == pytest.approx(float(as_written(m1, (mean, std), drawn).bias), rel=1e-12)
+    m1, m2, m_star = (mean[0], std[0]), (mean, std), (mean.flip(1) + 1.0, 2.0 * std)
+    for others in (m2, m_star):
+        found = surrogate_bias(m2, drawn, others)
+        assert found.shape == (rows,)
+        assert float(found.mean()) == pytest.approx(float(as_written(m1, m2, drawn, others).bias), rel=1e-12)
+    moving = as_written(m1, m2, drawn).bias
+    assert float(surrogate_bias(m2, drawn, m2).mean()) == pytest.approx(float(moving), rel=1e-12)
 
 
 def test_the_bound_is_worked_by_hand() -> None:

@@ -25,18 +25,24 @@ def files_of(method: str = "usbpo", seed: int = 0, cycles: int = 3, **options: A
     return RunFiles("Pendulum", method, seed, cycles, 250, phase2=method == "usbpo", theory=True, **options)
 
 
-def terms(scale: float, *, first: bool = False, truth: bool = True) -> dict[str, float | None]:
-    """Terms with a bracket of −`scale`; without those of M1 in the first cycle, or of M* without a simulator."""
+def terms(scale: float, *, first: bool = False, truth: bool = True, tuned: bool = True) -> dict[str, float | None]:
+    """Terms with a bracket of −`scale`; without those of M1 in the first cycle, or of M* without a simulator.
+
+    The surrogate with the fixed stand-in is three times that with the moving one, where there is a phase 2.
+    """
     found: dict[str, float | None] = {
         **{"shift": 2 * scale, "previous_bias": 5 * scale, "bracket": -scale},
         **{"true_bias": 4 * scale, "error": 3 * scale, "true_bias_max": 9.0, "rank_correlation": 0.5},
-        **{"surrogate_bias": scale, "spread": 0.5 * scale},
+        **{"surrogate_bias": scale, "surrogate_bias_fixed": 3 * scale, "spread": 0.5 * scale},
+        "rank_correlation_fixed": 0.7,
         **{"bound": 300.0, "bound_shift_term": 100.0, "bound_policy_term": 200.0},
     }
     of_m1 = {"shift", "previous_bias"}
-    of_truth = {"true_bias", "error", "true_bias_max", "rank_correlation"}
+    of_truth = {"true_bias", "error", "true_bias_max", "rank_correlation", "rank_correlation_fixed"}
+    of_phase2 = {"surrogate_bias_fixed", "rank_correlation_fixed"}
     of_both = {"bracket", "bound", "bound_shift_term", "bound_policy_term"}
     absent = (of_m1 | of_both if first else set()) | (set() if truth else of_truth | of_both)
+    absent |= set() if tuned else of_phase2
     return {name: None if name in absent else value for name, value in found.items()}
 
 
@@ -47,7 +53,7 @@ def write_theory(root: Path, files: RunFiles, *, simulator: bool = True) -> None
 
         def measured(truth: bool, first: bool = first, tuned: bool = tuned, cycle: int = cycle) -> dict[str, Any]:
             before = terms(2 / cycle, first=first, truth=truth) if tuned else None
-            after = terms(1 / cycle, first=first, truth=truth)
+            after = terms(1 / cycle, first=first, truth=truth, tuned=tuned)
             return {"rows": ROWS, "policy_shift": 0.7, "before": before, "after": after}
 
         line = {"branches": 8, "error_mean": 0.5, "error_q25": 0.2, "error_q50": 0.4, "error_q75": 0.6, "moved": 2.0}
@@ -66,6 +72,8 @@ def write_theory(root: Path, files: RunFiles, *, simulator: bool = True) -> None
                     group = file.require_group(f"{place}/{phase}")
                     values = np.linspace(0.1, 1, ROWS, dtype=np.float32)
                     put(group, "surrogate_bias", values)
+                    if tuned:
+                        put(group, "surrogate_bias_fixed", 2 * values)
                     if simulator or place == "holdout":
                         put(group, "true_bias", 3 * values)
 
@@ -122,6 +130,8 @@ def test_tables_hold_every_model_place_and_phase(tmp_path: Path) -> None:
     assert {row["phase"] for row in bracket if row["method"] == "mbpo"} == {"after"}
     bias = table(tmp_path / "out/theory_bias.csv")
     assert (bias[1]["surrogate_bias"], bias[1]["error"], bias[1]["floor_max"]) == ("1.0", "3.0", "0.0001")
+    assert (bias[1]["surrogate_bias_fixed"], bias[1]["rank_correlation_fixed"]) == ("3.0", "0.7")
+    assert {row["surrogate_bias_fixed"] for row in bias if row["method"] == "mbpo"} == {""}
     bound = table(tmp_path / "out/theory_bound.csv")
     assert (bound[1]["policy_shift"], bound[1]["bound_policy_term"], bound[1]["bound"]) == ("0.7", "200.0", "300.0")
     depth = table(tmp_path / "out/theory_depth.csv")
@@ -137,7 +147,9 @@ def test_single_rows_are_those_of_the_first_seeds_last_model(tmp_path: Path) -> 
     rows = theory_tables.surrogate(runs_of(tmp_path, files_of(seed=4), files_of(seed=5))).rows
     assert len(rows) == 2 * 2 * ROWS
     assert {row[2:4] for row in rows} == {(4, 3)}
-    assert rows[0][-2:] == (0.1, 0.3), "32-bit numbers in their shortest form"
+    assert rows[0][-3:] == (0.1, 0.2, 0.3), "32-bit numbers in their shortest form"
+    without = theory_tables.surrogate(runs_of(tmp_path, files_of("mbpo"))).rows
+    assert without[0][-3:] == (0.1, None, 0.3)
 
 
 def test_the_bracket_is_drawn_on_model_rollouts_before_and_after(tmp_path: Path) -> None:
@@ -149,6 +161,53 @@ def test_the_bracket_is_drawn_on_model_rollouts_before_and_after(tmp_path: Path)
     np.testing.assert_allclose(before, [-1, -2 / 3, -1 / 2])
     assert figure.axes[3].get_ylim()[1] == 0, "it can never be positive"
     assert "model rollouts" in figure.get_supxlabel()
+
+
+def told(figure: Figure) -> list[str]:
+    """The entries of a figure's legend."""
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_both_surrogates_are_drawn_beside_the_truth(tmp_path: Path) -> None:
+    """The one with the fixed stand-in dotted over steps, and in single rows with a panel of its own."""
+    runs = runs_of(tmp_path, *(files_of(method, seed) for method in ("usbpo", "mbpo") for seed in (0, 1)))
+    bias, surrogate = theory_figures.bias(runs), theory_figures.surrogate(runs)
+    before, fixed = drawn(bias, 0, dashed=True)
+    np.testing.assert_allclose(before, [1, 2 / 3])
+    np.testing.assert_allclose(fixed, [3 / 2, 1])
+    before, fixed = drawn(surrogate, 3, dashed=True)
+    assert (before, fixed) == ([0.5, 0.5], [0.7, 0.7])
+    points = [np.asarray(axes.collections[0].get_offsets()) for axes in surrogate.axes[:3]]
+    np.testing.assert_allclose(points[0][:, 0] * 2, points[2][:, 0], rtol=1e-6)
+    np.testing.assert_allclose(points[1], points[0])
+    assert [len(axes.collections) for axes in surrogate.axes[:3]] == [1, 2, 1], "MBPO has no model before phase 2"
+    for figure in (bias, surrogate):
+        assert "after phase 2, with the fixed stand-in for M*" in told(figure)
+
+
+def test_without_a_phase_2_there_is_one_surrogate(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, files_of("mbpo"))
+    bias, surrogate = theory_figures.bias(runs), theory_figures.surrogate(runs)
+    assert drawn(bias, 0, dashed=True) == []
+    assert len(surrogate.axes) == 2
+    for figure in (bias, surrogate):
+        assert not [text for text in told(figure) if "stand-in" in text]
+
+
+def test_theory_of_before_there_were_two_surrogates_is_still_drawn(tmp_path: Path) -> None:
+    (run,) = runs_of(tmp_path, files_of())
+    for cycle in (1, 2, 3):
+        path = tmp_path / run.files.path(THEORY_METRICS, cycle)
+        content = read_json(path)
+        for place in ("holdout", "rollout"):
+            for phase in ("before", "after"):
+                for name in ("surrogate_bias_fixed", "rank_correlation_fixed"):
+                    ((content[place] or {}).get(phase) or {}).pop(name, None)
+        write_json(path, content)
+    old = read(tmp_path, run.files)
+    assert old.theory[-1].rollout is not None
+    assert old.theory[-1].rollout.after.surrogate_bias_fixed is None
+    assert len(theory_figures.surrogate([old]).axes) == 3
 
 
 def test_lines_are_means_over_seeds_or_each_for_itself(tmp_path: Path) -> None:
@@ -222,7 +281,7 @@ def test_one_model_update_has_biases_but_no_bracket_yet(tmp_path: Path) -> None:
 def test_tasks_have_a_row_each(tmp_path: Path) -> None:
     others = [RunFiles(task, "usbpo", 0, 3, 250, phase2=True, theory=True) for task in ("A", "B")]
     runs = runs_of(tmp_path, *others)
-    assert [len(getattr(theory_figures, name)(runs).axes) for name in FIGURES] == [8, 8, 6, 2, 6]
+    assert [len(getattr(theory_figures, name)(runs).axes) for name in FIGURES] == [8, 8, 8, 2, 6]
 
 
 def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from usbpo.environments.terminations import TERMINATIONS, never
 from usbpo.errors import UsbpoError
 from usbpo.model import ensemble
 from usbpo.model.ensemble import Ensemble, predict
+from usbpo.model.theory import rank_correlation
 from usbpo.stages import theory as stage
 from usbpo.stages.model_data import split_holdout
 from usbpo.stages.theory import Rows, error_by_depth, floor, measure, policy_shift, theory
@@ -81,16 +82,17 @@ def rows_of(batch: Transitions, members: int = 4, *, known: bool = True) -> Rows
 def test_terms_are_means_of_distances_worked_row_by_row(
     real: Transitions, make_model: Callable[[int], Ensemble]
 ) -> None:
-    m1, m2, rows = make_model(1), make_model(2), rows_of(real)
+    m1, m2, mle, rows = make_model(1), make_model(2), make_model(3), rows_of(real)
     assert rows.real is not None
-    terms, _ = measure(rows, m1, m2, policy_shift=0.5, discount=0.9)
+    terms, each = measure(rows, m1, m2, policy_shift=0.5, discount=0.9, m_star=mle)
     with torch.no_grad():
-        (mean1, std1), (mean2, std2) = (
+        (mean1, std1), (mean2, std2), (mean3, std3) = (
             (mean.double().numpy(), std.double().numpy())
-            for mean, std in (predict(m, m.params, rows.observations, rows.actions) for m in (m1, m2))
+            for mean, std in (predict(m, m.params, rows.observations, rows.actions) for m in (m1, m2, mle))
         )
     expected: dict[str, list[float]] = {
-        name: [] for name in ("shift", "true_bias", "previous_bias", "surrogate_bias", "error", "spread")
+        name: []
+        for name in ("shift", "true_bias", "previous_bias", "surrogate_bias", "surrogate_bias_fixed", "error", "spread")
     }
     for row, (i, j) in enumerate(zip(rows.members1.tolist(), rows.members2.tolist(), strict=True)):
         point = rows.real[row].numpy()
@@ -99,17 +101,21 @@ def test_terms_are_means_of_distances_worked_row_by_row(
         expected["true_bias"].append(np.hypot(np.linalg.norm(b[0] - point), np.linalg.norm(b[1])))
         expected["previous_bias"].append(np.hypot(np.linalg.norm(a[0] - point), np.linalg.norm(a[1])))
         others = [m for m in range(4) if m != j]
-        expected["surrogate_bias"].append(
-            np.mean(
-                [np.hypot(np.linalg.norm(b[0] - mean2[m, row]), np.linalg.norm(b[1] - std2[m, row])) for m in others]
+        for name, mean, std in (("surrogate_bias", mean2, std2), ("surrogate_bias_fixed", mean3, std3)):
+            expected[name].append(
+                np.mean(
+                    [np.hypot(np.linalg.norm(b[0] - mean[m, row]), np.linalg.norm(b[1] - std[m, row])) for m in others]
+                )
             )
-        )
         expected["error"].append(np.linalg.norm(b[0] - point))
         expected["spread"].append(np.linalg.norm(b[1]))
     means = {name: float(np.mean(values)) for name, values in expected.items()}
     for name, value in means.items():
         assert terms[name] == pytest.approx(value, rel=1e-6), name
     assert terms["bracket"] == pytest.approx(means["previous_bias"] - means["shift"] - means["true_bias"])
+    for name in ("", "_fixed"):
+        rho = rank_correlation(each[f"surrogate_bias{name}"].numpy(), np.array(expected["true_bias"]))
+        assert terms[f"rank_correlation{name}"] == rho
     largest = max(expected["true_bias"])
     assert terms["true_bias_max"] == pytest.approx(largest)
     assert terms["bound"] == pytest.approx(18 * means["shift"] * largest + 20 * 0.5 * largest)
@@ -119,6 +125,7 @@ def test_what_cannot_be_measured_is_null(real: Transitions, make_model: Callable
     first, _ = measure(rows_of(real), None, make_model(2), 0.5, 0.9)
     assert {name for name, value in first.items() if value is None} == {
         *("shift", "previous_bias", "bracket", "bound", "bound_shift_term", "bound_policy_term"),
+        *("surrogate_bias_fixed", "rank_correlation_fixed"),  # there is no phase 2
     }
     blind, _ = measure(rows_of(real, known=False), make_model(1), make_model(2), 0.5, 0.9)
     assert {name for name, value in blind.items() if value is not None} == {"shift", "surrogate_bias", "spread"}
@@ -253,15 +260,20 @@ def run(files: Path, folder: Path, **changes: Any) -> tuple[dict[str, Any], dict
 def test_before_is_the_model_of_phase_1_and_after_that_of_phase_2(files: Path, tmp_path: Path) -> None:
     both, arrays = run(files, tmp_path / "both")
     alone, _ = run(files, tmp_path / "alone", model=None)
+    of_phase2 = {"surrogate_bias_fixed", "rank_correlation_fixed"}
     for place in ("holdout", "rollout"):
-        assert both[place]["before"] == alone[place]["after"]
+        before, after = both[place]["before"], both[place]["after"]
+        assert {name: None if name in of_phase2 else value for name, value in before.items()} == alone[place]["after"]
         assert alone[place]["before"] is None
+        for name in ("surrogate_bias", "rank_correlation"):
+            assert before[f"{name}_fixed"] == before[name], "the others are still as phase 1 left them"
+            assert after[f"{name}_fixed"] != after[name]
         assert both[place]["after"] != both[place]["before"]
         assert both[place]["after"]["previous_bias"] == both[place]["before"]["previous_bias"]
         for phase in ("before", "after"):
             terms = both[place][phase]
             assert terms["bracket"] < 0
-            for name in ("shift", "true_bias", "surrogate_bias"):
+            for name in ("shift", "true_bias", "surrogate_bias", "surrogate_bias_fixed"):
                 values = arrays[f"{place}/{phase}/{name}"]
                 assert values.shape == (20,)
                 assert float(values.mean()) == pytest.approx(terms[name], rel=1e-5)

@@ -6,12 +6,13 @@ it.
 
 import os
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers.contract import contract
-from helpers.sharing import WHO, clone, dvc, git
+from helpers.sharing import WHO, clone, git
 
 from usbpo.errors import UsbpoError
 from usbpo.workspace import dvc_inside as inside
@@ -21,7 +22,7 @@ FOLDER = "data/runs/seed-0"
 FILES = tuple(f"{FOLDER}/{name}" for name in ("0/a", "0/b", "1/a", "note"))
 DVC_YAML = {
     "stages": {
-        "made": {"cmd": "cp Snakefile results/made", "deps": ["Snakefile"], "outs": [{"results": {"persist": 1}}]}
+        "made": {"cmd": "cp Snakefile results/made", "deps": ["Snakefile"], "outs": [{"results": {"persist": True}}]}
     }
 }
 
@@ -30,6 +31,14 @@ def write(root: Path, *names: str, content: str = "1") -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"{name} {content}")
+
+
+def dvc(root: Path, *arguments: str) -> None:
+    """Run DVC in this process, which need not import it anew each time."""
+    from dvc.cli import main
+
+    with chdir(root):
+        assert main([*arguments, "--quiet"]) == 0
 
 
 def files(root: Path) -> set[str]:
@@ -42,7 +51,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inside") / "first"
     write(root, "Snakefile", *FILES, f"{FOLDER}/logs/said", "results/made")
     git(root, "init", "--quiet", "--initial-branch=main")
-    dvc(root, "init", "--quiet")
+    dvc(root, "init")
     dvc(root, "config", "core.autostage", "true")
     (root / ".dvcignore").write_text("data/runs/*/logs/\n")
     (root / "dvc.yaml").write_text(yaml.safe_dump(DVC_YAML))
@@ -127,11 +136,12 @@ def test_the_output_of_a_stage_is_tracked_in_the_lock_file(here: Path) -> None:
 def test_what_it_tracks_is_staged_in_git(here: Path) -> None:
     write(here, f"{FOLDER}/2/new")
     write(here, "results/made", content="other")
-    with contract("dvc", "with core.autostage DVC stages in git what it writes: the .dvc file, or dvc.lock"):
+    with contract("dvc", "with core.autostage DVC stages in git the .dvc files that it writes, and nothing of ours"):
         inside.add(here, FOLDER, {*FILES, f"{FOLDER}/2/new"}, [], inside.Tracked(frozenset(), frozenset()), None)
         inside.add(here, "results", {"results/made"}, [], None, "made")
         staged = git(here, "diff", "--cached", "--name-only").split()
-        assert staged == sorted([inside.note_of(FOLDER, None), inside.note_of("results", "made")])
+        assert inside.note_of(FOLDER, None) in staged
+        assert set(staged) <= {inside.note_of(FOLDER, None), inside.note_of("results", "made")}
 
 
 def test_the_remotes_are_listed_a_line_each(here: Path) -> None:
@@ -144,7 +154,7 @@ def test_the_remotes_are_listed_a_line_each(here: Path) -> None:
 
 def test_what_fails_is_told_in_its_own_words(here: Path, tmp_path: Path) -> None:
     with contract("dvc", "a fault ends with exit code 1 and a line `ERROR: …` on standard error"):
-        with pytest.raises(UsbpoError, match=r"^dvc add: .*none.* does not exist"):
+        with pytest.raises(UsbpoError, match=r"^dvc add: .*No such file or directory: .*/none'$"):
             inside.call(here, "add", f"{FOLDER}/none")
         (here / f"{FOLDER}.dvc").write_text("<<<<<<< HEAD\nouts: []\n=======\nouts: []\n>>>>>>> other\n")
         with pytest.raises(UsbpoError, match=r"^dvc status: .*merge conflict.* Take either side, commit it"):

@@ -6,7 +6,7 @@ import torch
 
 from usbpo.agent.learner import Learner
 from usbpo.agent.sac import Agent
-from usbpo.numerics.device import has_kernels
+from usbpo.numerics.device import fused_or_none, has_kernels
 
 
 def learner_for(agent: Agent, *, rows: int, device: torch.device, **given: Any) -> Learner:
@@ -15,9 +15,11 @@ def learner_for(agent: Agent, *, rows: int, device: torch.device, **given: Any) 
     Args:
         given: the further arguments of `Learner`.
     """
-    if has_kernels(device):
+
+    def fused_learner() -> Learner | None:
         from usbpo.agent import fused  # Triton need not be installed
 
-        if fused.fits(agent, rows):
-            return fused.FusedLearner(agent, rows=rows, device=device, **given)
-    return Learner(agent, rows=rows, device=device, **given)
+        return fused.FusedLearner(agent, rows=rows, device=device, **given) if fused.fits(agent, rows) else None
+
+    found = fused_or_none(fused_learner) if has_kernels(device) else None
+    return found or Learner(agent, rows=rows, device=device, **given)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from usbpo.model.likelihood import LikelihoodStep, decay_by_name
-from usbpo.numerics.device import has_kernels
+from usbpo.numerics.device import fused_or_none, has_kernels
 from usbpo.numerics.optimizer import Adam, Params, copied
 
 
@@ -76,18 +76,26 @@ def fit_for(
     inputs: Tensor,
     targets: Tensor,
     *,
+    batch_size: int,
     products: torch.dtype | None = None,
     **given: Any,
 ) -> Fit:
     """The fastest fit on the device of the inputs: fused kernels where it has them and they can train the ensemble.
 
     Args:
+        batch_size: rows of a minibatch, the most.
         products: as in `TorchFit`; the kernels know float32 alone.
         given: the further arguments of `TorchFit`.
     """
-    if has_kernels(inputs.device) and products in (None, torch.float32):
-        from usbpo.model import fused as fused_model
 
-        if fused_model.fits(params):
-            return fused_model.FusedFit(params, moments, inputs, targets, **given)
-    return TorchFit(params, moments, inputs, targets, products=products, **given)
+    def fused_fit() -> Fit | None:
+        from usbpo.model import fused  # Triton need not be installed
+
+        if not fused.fits(params):
+            return None
+        fit = fused.FusedFit(params, moments, inputs, targets, **given)
+        fit.prepare(batch_size)
+        return fit
+
+    found = fused_or_none(fused_fit) if has_kernels(inputs.device) and products in (None, torch.float32) else None
+    return found or TorchFit(params, moments, inputs, targets, products=products, **given)

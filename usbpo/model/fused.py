@@ -79,9 +79,13 @@ class FusedFit:
 
     def take(self, rows: Tensor) -> None:
         """One Adam step on the given rows, numbers (members, rows)."""
-        if self._minibatch is None or self._minibatch.places < rows.shape[1]:
-            self._minibatch = _Minibatch(self, rows.shape[1])
-        self._minibatch.take(rows)
+        self.prepare(rows.shape[1]).take(rows)
+
+    def prepare(self, rows: int) -> "_Minibatch":
+        """Have the kernels compiled for minibatches of up to so many rows."""
+        if self._minibatch is None or self._minibatch.places < rows:
+            self._minibatch = _Minibatch(self, rows)
+        return self._minibatch
 
     def moments(self) -> Params:
         """`step` () and, for each parameter, `exp_avg.NAME` and `exp_avg_sq.NAME`."""

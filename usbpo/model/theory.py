@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from usbpo.model.wasserstein import w2
+from usbpo.model.wasserstein import distances_to_others, drawn, w2
 
 FEWEST = 3
 """Rows below which a rank correlation says nothing."""
@@ -57,18 +57,18 @@ def bracket(m1: tuple[Tensor, Tensor], m2: tuple[Tensor, Tensor], real: Tensor) 
     return Bracket(w2_to_point(*m1, real), w2(*m1, *m2), w2_to_point(*m2, real))
 
 
-def surrogate_bias(mean: Tensor, std: Tensor, members: Tensor) -> Tensor:
-    """What phase 2 minimises in place of the bias, (rows,): the mean of W2(M2_j, M2_m) over the members m ≠ j.
+def surrogate_bias(m2: tuple[Tensor, Tensor], members: Tensor, m_star: tuple[Tensor, Tensor]) -> Tensor:
+    """What phase 2 minimises in place of the bias, (rows,): the mean of W2(M2_j, M*_m) over the members m ≠ j.
 
     Its mean over rows is the bias of `wasserstein.as_written`.
 
     Args:
-        mean: of all members, (members, rows, dim).
-        std: likewise.
+        m2: mean and standard deviation of all members of M2, each (members, rows, dim).
         members: (rows,), the member j of each row.
+        m_star: those of the members that stand for M*: M2's own again, or M2's as phase 1 left them.
     """
-    rows = torch.arange(mean.shape[1])
-    return w2(mean[members, rows], std[members, rows], mean, std).sum(dim=0) / (len(mean) - 1)
+    mean_j, std_j = (drawn(values, members) for values in m2)
+    return distances_to_others(mean_j, std_j, *m_star, members) / (len(m_star[0]) - 1)
 
 
 class Bound(NamedTuple):

@@ -1,7 +1,12 @@
 """Where a stage computes: the choice of a device, and CUDA graphs behind one small interface."""
 
+import os
+import sys
+import sysconfig
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from shutil import which
 from typing import TypeVar
 
@@ -35,11 +40,48 @@ def choose(name: str) -> torch.device:
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether fused kernels can run on a device: a GPU, Triton, and what compiles their launchers.
+    """Whether fused kernels may run on a device: a GPU, Triton, and what it compiles their launchers with.
 
-    Triton comes with torch's CUDA builds; it wants the system's C compiler.
+    Triton comes with torch's CUDA builds; it wants a C compiler and Python's headers. Where one of them lacks, that is
+    told once. Whether compilation succeeds, only `fused_or_none` can tell.
     """
-    return device.type == "cuda" and find_spec("triton") is not None and any(map(which, ("cc", "gcc", "clang")))
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    lacking = lacking_for_triton()
+    if lacking:
+        _tell_of_torch(f"they need {' and '.join(lacking)}, not found here")
+    return not lacking
+
+
+def lacking_for_triton() -> list[str]:
+    """What Triton compiles with and does not find: nothing, or what to install."""
+    lacking = []
+    if not (os.environ.get("CC") or which("gcc") or which("clang")):
+        lacking.append("a C compiler (gcc)")
+    # Debian's own scheme has a folder without headers.
+    folders = {sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")}
+    if not any(Path(folder, "Python.h").is_file() for folder in folders):
+        lacking.append("Python's headers (Python.h; Debian's package python3-dev)")
+    return lacking
+
+
+def fused_or_none(make: Callable[[], Result]) -> Result | None:
+    """What `make` makes of fused kernels, which compiles and runs them; None where that fails, for whatever reason.
+
+    Triton, the compiler, the linker and the driver each have errors of their own. What `make` goes on from must be as
+    it was when it has failed.
+    """
+    try:
+        return make()
+    except Exception as error:
+        _tell_of_torch((str(error).strip() or repr(error)).splitlines()[0][:200].rstrip("."))
+        return None
+
+
+@cache
+def _tell_of_torch(reason: str) -> None:
+    """Say in the log, once, why torch's kernels do the work."""
+    print(f"usbpo: no fused kernels on this GPU ({reason}); torch's kernels do the same, more slowly.", file=sys.stderr)
 
 
 def captured(

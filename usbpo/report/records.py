@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,9 @@ class Terms(BaseModel):
 
     shift: float | None
     surrogate_bias: float
+    """To M2's other members"""
+    surrogate_bias_fixed: float | None = None
+    """To M2's other members as phase 1 left them; null where there is no phase 2, or it was not measured yet"""
     true_bias: float | None
     error: float | None
     """Mean distance of M2's mean from the real outcome"""
@@ -116,6 +119,7 @@ class Terms(BaseModel):
     previous_bias: float | None
     bracket: float | None
     rank_correlation: float | None
+    rank_correlation_fixed: float | None = None
     true_bias_max: float | None
     bound_shift_term: float | None
     bound_policy_term: float | None
@@ -173,13 +177,21 @@ class Theory(Metrics):
     depth: list[DepthLine] | None
 
 
+class Biases(NamedTuple):
+    """Surrogate and true bias of single rows, (rows,) each, in W2."""
+
+    surrogate: NDArray[np.float32]
+    true: NDArray[np.float32]
+    fixed: NDArray[np.float32] | None
+    """The surrogate to the other members as phase 1 left them; None as in `Terms`"""
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Surrogate and true bias of single rows, by place (`holdout`, `rollout`) and phase (`before`, `after`)."""
+    """Biases of single rows, by place (`holdout`, `rollout`) and phase (`before`, `after`)."""
 
     cycle: int
-    biases: dict[tuple[str, str], tuple[NDArray[np.float32], NDArray[np.float32]]]
-    """Surrogate and true bias, (rows,) each, in W2"""
+    biases: dict[tuple[str, str], Biases]
 
 
 class PolicyLine(BaseModel):
@@ -270,7 +282,7 @@ def read_run(files: RunFiles, root: Path) -> Run:
 
 
 def read_rows(files: RunFiles, cycle: int, root: Path) -> Rows:
-    """Read surrogate and true bias of each row; none where the true bias was not measured.
+    """Read the biases of each row; none where the true bias was not measured.
 
     Raises:
         UsbpoError: the file is missing, damaged, or of another run or cycle.
@@ -282,8 +294,8 @@ def read_rows(files: RunFiles, cycle: int, root: Path) -> Rows:
         for place in file:
             for phase, arrays in file[place].items():
                 if "true_bias" in arrays:
-                    pair = (arrays["surrogate_bias"][()], arrays["true_bias"][()])
-                    found[place, phase] = pair
+                    fixed = arrays["surrogate_bias_fixed"][()] if "surrogate_bias_fixed" in arrays else None
+                    found[place, phase] = Biases(arrays["surrogate_bias"][()], arrays["true_bias"][()], fixed)
     return Rows(cycle, found)
 
 

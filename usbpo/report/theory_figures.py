@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from usbpo.artifacts.files import write_text
 from usbpo.report import drawing, theory_tables
 from usbpo.report.drawing import Array, Look
 from usbpo.report.records import DepthLine, Run, Terms, Theory
-from usbpo.report.theory_tables import PHASES, Phase, Place, first_seeds
+from usbpo.report.theory_tables import Phase, Place, first_seeds
 
 Pick = Callable[[Theory], float | None]
 End = tuple[float, float, int, str]
@@ -25,9 +26,27 @@ NOTHING = "No method of this experiment measures the theory."
 NO_TRUTH = (
     "The simulator's state cannot be set from the observations of these tasks, so there is no truth to compare with."
 )
+DOTTED = (0, (1, 1.4))
 ENOUGH_BRANCHES = 0.1
 """Share of the branches that must go on at a depth for their median to be drawn there"""
 NOT_YET = "Nothing to compare yet: model shift begins with the second model update."
+
+
+class View(NamedTuple):
+    """A panel of single rows: of which model, and beside which members."""
+
+    phase: Phase
+    fixed: bool
+    """Whether the other members are those that phase 1 left"""
+    title: str
+    label: str = "Surrogate: W₂ to the other members"
+
+
+VIEWS = (
+    View("before", False, "Before phase 2"),
+    View("after", False, "The model that rolls out"),
+    View("after", True, "… with the fixed stand-in for M*", "Surrogate: W₂ to those before phase 2"),
+)
 
 
 def save(runs: Sequence[Run], output: Path) -> None:
@@ -83,12 +102,13 @@ def bias(runs: Sequence[Run]) -> Figure:
         for method, seeds in _seeds(measured, task).items():
             for axes, name in zip(row, ("surrogate_bias", "true_bias", "error", "spread"), strict=True):
                 _before_and_after(axes, seeds, place, name, style[method])
+            _line(row[0], seeds, _term(place, "after", "surrogate_bias_fixed"), style[method], dotted=True)
         for axes in row:
             drawing.x_axis(axes)
         drawing.log_axis_or_from_zero(row)
         row[0].set_ylabel(UNIT)
     titles = ("Surrogate bias", "True bias W₂(M2, M*)", "… error of M2's mean", "… spread of M2")
-    _finish(figure, panels, measured, style, titles, place)
+    _finish(figure, panels, measured, style, titles, place, _fixed_line(measured, place))
     return figure
 
 
@@ -108,14 +128,13 @@ def bound(runs: Sequence[Run]) -> Figure:
                 _before_and_after(axes, seeds, place, name, look)
             for run in seeds:
                 x, size = _series(run, _negative(_term(place, "after", "bracket")))
-                row[0].plot(*drawing.binned(x, size), color=look.colour, linewidth=1.6, linestyle=(0, (1, 1.4)))
+                row[0].plot(*drawing.binned(x, size), color=look.colour, linewidth=1.6, linestyle=DOTTED)
         for axes in row:
             drawing.x_axis(axes)
         drawing.log_axis(row)
         row[0].set_ylabel("Value")
     titles = ("Bound on |Δ|, and −bracket", "Its term of the model shift", "Its term of the policy shift")
-    dotted = Line2D([], [], color=drawing.QUIET, linewidth=1.6, linestyle=(0, (1, 1.4)), label="−bracket")
-    _finish(figure, panels, measured, style, titles, place, [dotted])
+    _finish(figure, panels, measured, style, titles, place, [_dotted_line("−bracket")])
     return figure
 
 
@@ -125,25 +144,27 @@ def surrogate(runs: Sequence[Run]) -> Figure:
     if not measured:
         return drawing.message(_why_not(runs))
     tuned = any((found := getattr(theory, place)) and found.before for run in measured for theory in run.theory)
-    phases = PHASES if tuned else PHASES[1:]
-    columns = len(phases) + 1
+    views = [view for view in VIEWS if tuned or view.phase == "after"]
+    views = [view for view in views if not view.fixed or _fixed_line(measured, place)]
+    columns = len(views) + 1
     figure, panels = drawing.panels(tasks := len(_tasks(measured)), columns, (4.8, 4.6) if tasks == 1 else (4.3, 4.0))
     style = _looks(runs)
     for row, task in zip(panels, _tasks(measured), strict=True):
         shown = [run for run in first_seeds(measured) if run.files.task == task and run.rows]
-        _scatters(row[:-1], [(run, style[run.files.method]) for run in shown], place, phases)
+        _scatters(row[:-1], [(run, style[run.files.method]) for run in shown], place, views)
         for method, seeds in _seeds(measured, task).items():
             _before_and_after(row[-1], seeds, place, "rank_correlation", style[method])
+            _line(row[-1], seeds, _term(place, "after", "rank_correlation_fixed"), style[method], dotted=True)
         drawing.x_axis(row[-1])
         drawing.y_axis(row[-1])
         low, _ = row[-1].get_ylim()
         row[-1].set_ylim(min(low, 0.0), 1.0)
         row[0].set_ylabel("True bias W₂(M2, M*)")
         row[-1].set_ylabel("Spearman's ρ")
-    titles = {"before": "Before phase 2", "after": "The model that rolls out"}
-    _finish(figure, panels, measured, style, (*(titles[phase] for phase in phases), "Rank correlation"), place)
-    for axes in panels[-1][:-1]:
-        axes.set_xlabel("Surrogate: W₂ to the other members")
+    titles = (*(view.title for view in views), "Rank correlation")
+    _finish(figure, panels, measured, style, titles, place, _fixed_line(measured, place))
+    for axes, view in zip(panels[-1][:-1], views, strict=True):
+        axes.set_xlabel(view.label)
     return figure
 
 
@@ -195,13 +216,14 @@ def depth(runs: Sequence[Run]) -> Figure:
 # Parts of figures
 
 
-def _scatters(row: Sequence[Axes], shown: Sequence[tuple[Run, Look]], place: Place, phases: Sequence[Phase]) -> None:
+def _scatters(row: Sequence[Axes], shown: Sequence[tuple[Run, Look]], place: Place, views: Sequence[View]) -> None:
     """Surrogate against true bias with the line on which they are equal, on the same logarithmic axes in all panels."""
     drawn = [
-        (axes, look, *run.rows.biases[place, phase])
-        for axes, phase in zip(row, phases, strict=True)
+        (axes, look, surrogate, of_rows.true)
+        for axes, view in zip(row, views, strict=True)
         for run, look in shown
-        if run.rows and (place, phase) in run.rows.biases
+        if run.rows and (of_rows := run.rows.biases.get((place, view.phase)))
+        if (surrogate := of_rows.fixed if view.fixed else of_rows.surrogate) is not None
     ]
     for axes, look, x, y in drawn:
         points = (x > 0) & (y > 0)  # an axis of logarithms has no place for 0
@@ -209,8 +231,9 @@ def _scatters(row: Sequence[Axes], shown: Sequence[tuple[Run, Look]], place: Pla
             x[points], y[points], s=9, color=look.colour, alpha=0.3, linewidths=0, zorder=3 - look.rank / 100,
             rasterized=True,
         )  # fmt: skip
-    for axes, phase in zip(row, phases, strict=True):
-        said = [(look, _term(place, phase, "rank_correlation")(run.theory[-1])) for run, look in shown]
+    for axes, view in zip(row, views, strict=True):
+        name = "rank_correlation_fixed" if view.fixed else "rank_correlation"
+        said = [(look, _term(place, view.phase, name)(run.theory[-1])) for run, look in shown]
         for line, (look, rho) in enumerate([(look, rho) for look, rho in said if rho is not None][::-1]):
             axes.text(
                 0.97, 0.04 + 0.08 * line, f"ρ = {rho:.2f}", transform=axes.transAxes, color=look.colour, ha="right"
@@ -283,16 +306,30 @@ def _before_and_after(axes: Axes, seeds: Sequence[Run], place: Place, name: str,
     _line(axes, seeds, _term(place, "after", name), look)
 
 
-def _line(axes: Axes, seeds: Iterable[Run], pick: Pick, look: Look, *, dashed: bool = False) -> None:
+def _line(
+    axes: Axes, seeds: Iterable[Run], pick: Pick, look: Look, *, dashed: bool = False, dotted: bool = False
+) -> None:
     """One quantity over on-policy steps: the mean over seeds; seeds that trained at different steps each for itself."""
-    lines = [(x, y) for x, y in (_series(run, pick) for run in seeds) if len(x)]
-    if not lines:
-        return
-    if all(np.array_equal(x, lines[0][0]) for x, _ in lines):
-        drawing.mean_line(axes, lines[0][0], np.array([y for _, y in lines]), look, dashed=dashed)
-        return
-    for x, y in lines:
-        drawing.mean_line(axes, x, y[None], look, dashed=dashed)
+    lines = [(x, y[None]) for x, y in (_series(run, pick) for run in seeds) if len(x)]
+    if lines and all(np.array_equal(x, lines[0][0]) for x, _ in lines):
+        lines = [(lines[0][0], np.concatenate([y for _, y in lines]))]
+    for x, values in lines:
+        if dotted:
+            mean = values.mean(axis=0)
+            axes.plot(*drawing.binned(x, mean), color=look.colour, linewidth=2.2, linestyle=DOTTED, zorder=3)
+        else:
+            drawing.mean_line(axes, x, values, look, dashed=dashed)
+
+
+def _dotted_line(label: str) -> Line2D:
+    return Line2D([], [], color=drawing.QUIET, linewidth=1.6, linestyle=DOTTED, label=label)
+
+
+def _fixed_line(runs: Iterable[Run], place: Place) -> list[Line2D]:
+    """The legend's entry for the surrogate whose stand-in for M* is fixed; none where it was measured nowhere."""
+    pick = _term(place, "after", "surrogate_bias_fixed")
+    measured = any(pick(theory) is not None for run in runs for theory in run.theory)
+    return [_dotted_line("after phase 2, with the fixed stand-in for M*")] if measured else []
 
 
 def _finish(

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
+import numpy as np
+
 from usbpo.report.records import Measured, Run, Terms, Theory
 from usbpo.report.tabular import Cell, Table
 
@@ -29,9 +31,11 @@ def bracket(runs: Iterable[Run]) -> Table:
 def bias(runs: Iterable[Run]) -> Table:
     """`theory_bias.csv`: surrogate and true bias of M2, one row for every model, place and phase.
 
+    The surrogate bias is to M2's other members, the fixed one to the other members as phase 1 left them.
     The floor is the W2 by which a simulator whose state was set from an observation misses what really followed.
     """
-    names = ("surrogate_bias", "true_bias", "error", "spread", "rank_correlation")
+    surrogates = ("surrogate_bias", "surrogate_bias_fixed")
+    names = (*surrogates, "true_bias", "error", "spread", "rank_correlation", "rank_correlation_fixed")
     columns = (*WHERE, "place", "phase", "rows", *names, "floor_median", "floor_max", "undetermined")
     rows: list[tuple[Cell, ...]] = []
     for run, theory, place, phase, measured, terms in _measured(runs):
@@ -59,15 +63,20 @@ def bound(runs: Iterable[Run]) -> Table:
 
 def surrogate(runs: Iterable[Run]) -> Table:
     """`theory_surrogate.csv`: surrogate and true bias of each row, after the last model update of the first seed."""
-    columns = (*WHERE, "place", "phase", "row", "surrogate_bias", "true_bias")
+    columns = (*WHERE, "place", "phase", "row", "surrogate_bias", "surrogate_bias_fixed", "true_bias")
     rows: list[tuple[Cell, ...]] = []
     for run in first_seeds(runs):
-        for (place, phase), pair in (run.rows.biases if run.rows else {}).items():
+        for (place, phase), of_rows in (run.rows.biases if run.rows else {}).items():
             where = _where(run, run.rows.cycle if run.rows else 0)
-            for row, (surrogate_bias, true_bias) in enumerate(zip(*pair, strict=True)):
-                # The shortest digits that tell a 32-bit number from its neighbours.
-                rows.append((*where, place, phase, row, float(str(surrogate_bias)), float(str(true_bias))))
+            fixed = [None] * len(of_rows.true) if of_rows.fixed is None else list(map(_shortest, of_rows.fixed))
+            columns_of_rows = zip(map(_shortest, of_rows.surrogate), fixed, map(_shortest, of_rows.true), strict=True)
+            rows += [(*where, place, phase, row, *numbers) for row, numbers in enumerate(columns_of_rows)]
     return Table(columns, rows)
+
+
+def _shortest(number: np.float32) -> float:
+    """The shortest digits that tell a 32-bit number from its neighbours."""
+    return float(str(number))
 
 
 def depth(runs: Iterable[Run]) -> Table:

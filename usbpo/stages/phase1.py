@@ -93,6 +93,7 @@ def train(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         log_variance_penalty=log_variance_penalty,
+        batch_size=min(batch_size, len(inputs)),
         products=ensemble.products,
     )
     rows, members = len(inputs), ensemble.architecture.members

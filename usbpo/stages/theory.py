@@ -23,7 +23,7 @@ from usbpo.environments.terminations import Termination
 from usbpo.errors import UsbpoError
 from usbpo.model.ensemble import Ensemble, load, predict, predict_one_member
 from usbpo.model.theory import bound_on_delta, bracket, rank_correlation, surrogate_bias, w2_to_point
-from usbpo.model.wasserstein import w2
+from usbpo.model.wasserstein import drawn, w2
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.model_data import split_holdout
@@ -54,17 +54,28 @@ class Rows:
 
 
 def measure(
-    rows: Rows, m1: Ensemble | None, m2: Ensemble, policy_shift: float, discount: float
+    rows: Rows,
+    m1: Ensemble | None,
+    m2: Ensemble,
+    policy_shift: float,
+    discount: float,
+    m_star: Ensemble | None = None,
 ) -> tuple[dict[str, float | None], dict[str, Tensor]]:
     """The terms of eq 1 and 4 on some rows, and the distances of each row that they are made of.
 
-    What cannot be measured is null: the shift without an M1, the true bias without a simulator.
+    What cannot be measured is null: the shift without an M1, the true bias without a simulator, and the surrogate bias
+    with a stand-in for M* that is fixed without a phase 2.
+
+    Args:
+        m_star: that stand-in, M2 as phase 1 left it.
     """
     with torch.no_grad():
-        mean, std = _double(predict(m2, m2.params, rows.observations, rows.actions))
-        drawn = torch.arange(len(rows))
-        second = mean[rows.members2, drawn], std[rows.members2, drawn]
-        each = {"surrogate_bias": surrogate_bias(mean, std, rows.members2)}
+        all_members = _double(predict(m2, m2.params, rows.observations, rows.actions))
+        second = drawn(all_members[0], rows.members2), drawn(all_members[1], rows.members2)
+        each = {"surrogate_bias": surrogate_bias(all_members, rows.members2, all_members)}
+        if m_star is not None:
+            still = _double(predict(m_star, m_star.params, rows.observations, rows.actions))
+            each["surrogate_bias_fixed"] = surrogate_bias(all_members, rows.members2, still)
         first = None
         if m1 is not None:
             first = _double(predict_one_member(m1, rows.members1, rows.observations, rows.actions))
@@ -76,14 +87,17 @@ def measure(
             distances = bracket(first, second, rows.real)
             each |= {"previous_bias": distances.previous_bias, "bracket": distances.values}
     terms: dict[str, float | None] = dict.fromkeys(
-        ("shift", "surrogate_bias", "true_bias", "error", "previous_bias", "bracket")
+        ("shift", "surrogate_bias", "surrogate_bias_fixed", "true_bias", "error", "previous_bias", "bracket")
     )
     terms |= {name: float(values.mean()) for name, values in each.items()}
     terms |= {"spread": float(second[1].norm(dim=1).mean()), "true_bias_max": None, "rank_correlation": None}
-    terms |= {"bound_shift_term": None, "bound_policy_term": None, "bound": None}
+    terms |= {"rank_correlation_fixed": None, "bound_shift_term": None, "bound_policy_term": None, "bound": None}
     if "true_bias" in each:
         terms["true_bias_max"] = float(each["true_bias"].max())
-        terms["rank_correlation"] = rank_correlation(each["surrogate_bias"].numpy(), each["true_bias"].numpy())
+        for name in ("", "_fixed"):
+            if (surrogate := each.get(f"surrogate_bias{name}")) is not None:
+                truth = each["true_bias"].numpy()
+                terms[f"rank_correlation{name}"] = rank_correlation(surrogate.numpy(), truth)
         if "shift" in each:
             bound = bound_on_delta(each["shift"], each["true_bias"], policy_shift, discount)
             terms |= {"bound_shift_term": bound.shift_term, "bound_policy_term": bound.policy_term}
@@ -230,7 +244,7 @@ def theory(
         model_mle: M2 as phase 1 left it.
         previous_policy: π1, with which this cycle's model rollouts were made.
         policy: π2, the policy at the end of this cycle.
-        output: HDF5 to write: surrogate and true bias, shift and bracket of each row.
+        output: HDF5 to write: surrogate (moving and fixed) and true bias, shift and bracket of each row.
         metrics: JSON to write: the terms of eq 1 and 4, and the model's error over rollout depth.
         environment: Gymnasium id.
         termination: name of the termination function (usbpo/environments/terminations.py).
@@ -274,9 +288,9 @@ def theory(
     if rollouts:
         rollout_header, model_rows = transitions.read_rollouts(rollouts, retained_updates)
         header.belongs(rollouts[-1], rollout_header)
-        drawn = model_rows.rows(_some(torch.arange(len(model_rows)), rows, generator).numpy())
-        sets["rollout"] = drawn
-        outcomes["rollout"] = world.next_states(drawn.observations, drawn.actions) if world else None
+        made = model_rows.rows(_some(torch.arange(len(model_rows)), rows, generator).numpy())
+        sets["rollout"] = made
+        outcomes["rollout"] = world.next_states(made.observations, made.actions) if world else None
 
     found: dict[str, Any] = dict.fromkeys(("holdout", "rollout"))
     each: dict[str, dict[str, Tensor]] = {}
@@ -288,7 +302,7 @@ def theory(
         found[place] = {"rows": len(compared), "policy_shift": shift, "before": None}
         for phase, m2 in (("before", before), ("after", after)):
             if m2 is not None:
-                found[place][phase], each[f"{place}/{phase}"] = measure(compared, m1, m2, shift, discount)
+                found[place][phase], each[f"{place}/{phase}"] = measure(compared, m1, m2, shift, discount, before)
     _check_finite(model or model_mle, found)
 
     reconstructed, by_depth = None, None
@@ -349,14 +363,14 @@ def _some(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def _rows(batch: Transitions, outcomes: Array | None, members: int, generator: torch.Generator) -> Rows:
     """Draw the members; rows whose outcome the simulator could not tell are left out."""
-    drawn = torch.randint(members, (2, len(batch)), generator=generator)
+    members1, members2 = torch.randint(members, (2, len(batch)), generator=generator)
     known = np.ones(len(batch), np.bool_) if outcomes is None else np.isfinite(outcomes).all(axis=1)
     kept = torch.from_numpy(known)
     return Rows(
         torch.from_numpy(batch.observations)[kept],
         torch.from_numpy(batch.actions)[kept],
-        drawn[0, kept],
-        drawn[1, kept],
+        members1[kept],
+        members2[kept],
         None if outcomes is None else torch.from_numpy(outcomes[known]),
     )
 

@@ -137,7 +137,8 @@ def targets(
 
 
 def _within(folder: str, names: Iterable[str]) -> set[str]:
-    return {name for name in names if name.startswith(f"{folder}/")}
+    """The files in a folder; DVC names folders too, with a slash at the end."""
+    return {name for name in names if name.startswith(f"{folder}/") and not name.endswith("/")}
 
 
 def _files_below(root: Path, folder: str) -> set[str]:
