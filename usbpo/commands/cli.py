@@ -1,6 +1,7 @@
 """The command line: one verb for each stage, and the user's verbs."""
 
 import inspect as introspection
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -16,6 +17,9 @@ from usbpo.commands import stage_verbs, user_verbs
 from usbpo.commands.exchange import exports, imports
 from usbpo.commands.stage_verbs import SECTIONS
 from usbpo.errors import UsbpoError
+
+LONGEST = 300
+"""Letters of a path that a sentence repeats"""
 
 PANEL_STAGES, PANEL_USER = "Stages", "Looking at runs"
 
@@ -45,9 +49,21 @@ def main(argv: list[str], also: Sequence[Callable[..., None]] = ()) -> int:
     except UsbpoError as error:
         print(f"usbpo {name}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:  # of a standard stream, or of something else that is no file of the user's
+            raise
+        print(f"usbpo {name}: {_unusable(error)}", file=sys.stderr)
+        return 1
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _unusable(error: OSError) -> str:
+    """A sentence on a file or folder that the system will not give, however odd its name."""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+    shown = path if len(path) <= LONGEST else f"{path[:LONGEST]}…"
+    return f"{shown}: it cannot be used ({error.strerror}); mend its name or the permissions, or name another."
 
 
 @cache

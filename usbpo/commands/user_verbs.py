@@ -2,7 +2,10 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -39,15 +42,32 @@ def results(
 ) -> None:
     """Draw the figures and tables of an experiment."""
     from usbpo.experiment.run_files import RunFiles, parse_returns
-    from usbpo.report.results import results as make_results
 
-    make_results(
-        experiment=experiment,
-        runs=[RunFiles.parse(run) for run in runs],
-        output=output,
-        returns=parse_returns(returns or []),
-        root=folder,
-    )
+    with _own_folder_of_matplotlib():
+        from usbpo.report.results import results as make_results
+
+        make_results(
+            experiment=experiment,
+            runs=[RunFiles.parse(run) for run in runs],
+            output=output,
+            returns=parse_returns(returns or []),
+            root=folder,
+        )
+
+
+@contextmanager
+def _own_folder_of_matplotlib() -> Iterator[None]:
+    """Have matplotlib keep its list of this machine's fonts, which it makes in a second, elsewhere than in HOME."""
+    variable = "MPLCONFIGDIR"
+    if variable in os.environ:
+        yield
+        return
+    with TemporaryDirectory(prefix="usbpo-") as folder:
+        os.environ[variable] = folder
+        try:
+            yield
+        finally:
+            del os.environ[variable]
 
 
 def plan(

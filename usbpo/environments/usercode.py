@@ -135,7 +135,7 @@ def _spec(module: str) -> ModuleSpec | None:
     importlib.invalidate_caches()
     for part in module.split("."):
         name = f"{name}.{part}".lstrip(".")
-        spec = PathFinder.find_spec(name, places)
+        spec = PathFinder.find_spec(part, places)  # of the whole name a folder without __init__.py wants its parent
         if spec is None and name == module.split(".")[0]:
             try:
                 spec = importlib.util.find_spec(name)  # what is installed for development has finders of its own

@@ -68,8 +68,8 @@ def headers_of(run: NamedRun, cycle: int) -> Iterator[tuple[Path, Header]]:
     from usbpo.artifacts import transitions  # not before: it is heavy
 
     for template, kind in ((layout.EVALUATION, "evaluation"), (layout.SHARD, transitions.KIND)):
-        path = run.path(template, cycle)
-        if path.is_file():
+        if run.has(template, cycle):
+            path = run.path(template, cycle)
             with transitions.opened(path, kind) as (_, header):
                 yield path, header
 

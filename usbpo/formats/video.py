@@ -24,6 +24,9 @@ VARIABLE = "MUJOCO_GL"
 WITHOUT_OPENGL = "disable"
 """The last that is tried: MuJoCo then draws nothing, but other environments need no OpenGL."""
 
+WITHOUT_CACHES = {"MESA_SHADER_CACHE_DISABLE": "true", "__GL_SHADER_DISK_CACHE": "0"}
+"""What keeps Mesa's and NVIDIA's OpenGL from leaving files in HOME"""
+
 INSTALL = (
     "install one in software: on Debian or Ubuntu `apt-get install libosmesa6` or, where there is no such package, "
     "`apt-get install libegl1 libopengl0 libgl1-mesa-dri`; with conda `conda install -c conda-forge 'mesalib<25.1'`"
@@ -62,7 +65,7 @@ def video(
             cannot be written.
     """
     policy = run.path(layout.POLICY, cycle)
-    if not policy.is_file():
+    if not run.has(layout.POLICY, cycle):
         raise UsbpoError(f"{policy}: there is no such policy; choose another --cycle, or none for the last.")
     if output is None:
         output = Path(layout.VIDEO.format(**vars(run), cycle=layout.five_digits(cycle)))
@@ -101,7 +104,7 @@ def _filmed(told: str) -> str:
     for renderer in renderers():
         done = subprocess.run(
             [sys.executable, "-P", "-m", "usbpo.formats.video", told],
-            env={**os.environ, VARIABLE: renderer},
+            env={**WITHOUT_CACHES, **os.environ, VARIABLE: renderer},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
