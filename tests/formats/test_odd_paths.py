@@ -47,7 +47,7 @@ def said_by(capfd: pytest.CaptureFixture[str], *words: str) -> str:
     assert error.startswith(f"usbpo {words[0]}: ")
     assert error.endswith(".\n")
     assert len(error.splitlines()) == 1, error
-    assert len(error) < 8000, error
+    assert len(error) < 2000, error
     return error
 
 

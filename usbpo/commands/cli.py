@@ -2,6 +2,7 @@
 
 import inspect as introspection
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -18,8 +19,8 @@ from usbpo.commands.exchange import exports, imports
 from usbpo.commands.stage_verbs import SECTIONS
 from usbpo.errors import UsbpoError
 
-LONGEST = 300
-"""Letters of a path that a sentence repeats"""
+LONGEST = 400
+"""Letters of a word, such as a path, that a sentence repeats"""
 
 PANEL_STAGES, PANEL_USER = "Stages", "Looking at runs"
 
@@ -47,23 +48,25 @@ def main(argv: list[str], also: Sequence[Callable[..., None]] = ()) -> int:
     try:
         command.main(_with_repeated_options(name, argv), prog_name="usbpo", standalone_mode=True)
     except UsbpoError as error:
-        print(f"usbpo {name}: {error}", file=sys.stderr)
+        print(_one_line(f"usbpo {name}: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
         if error.filename is None:  # of a standard stream, or of something else that is no file of the user's
             raise
-        print(f"usbpo {name}: {_unusable(error)}", file=sys.stderr)
+        path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        cure = "mend its name or the permissions, or name another"
+        print(_one_line(f"usbpo {name}: {path}: it cannot be used ({error.strerror}); {cure}."), file=sys.stderr)
         return 1
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 
 
-def _unusable(error: OSError) -> str:
-    """A sentence on a file or folder that the system will not give, however odd its name."""
-    path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
-    shown = path if len(path) <= LONGEST else f"{path[:LONGEST]}…"
-    return f"{shown}: it cannot be used ({error.strerror}); mend its name or the permissions, or name another."
+def _one_line(sentence: str) -> str:
+    """A sentence as a terminal can show it, whatever a name or a file in it holds: no controls, no endless words."""
+    letters = (" " if letter in "\n\r\t" else letter for letter in sentence)
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in letters)
+    return re.sub(rf"\S{{{LONGEST},}}", lambda word: f"{word[0][: LONGEST // 2]}…{word[0][-LONGEST // 4 :]}", shown)
 
 
 @cache

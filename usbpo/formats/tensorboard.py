@@ -317,7 +317,10 @@ def _policy(metrics: Mapping[str, Any], cycle_steps: int) -> list[tuple[int, Sca
 
 
 def _mean_of_elites(metrics: Mapping[str, Any], name: str) -> float:
-    return float(np.mean([metrics[name][elite] for elite in metrics["elites"]]))
+    elites = [float(metrics[name][elite]) for elite in metrics["elites"]]
+    if not elites:
+        raise ValueError("it has no elites")
+    return float(np.mean(elites))
 
 
 def _step(value: Any) -> int:
