@@ -2,6 +2,7 @@
 # make test       set up and run the tests
 # make test-slow  all tests, the slow ones too
 # make lint       style, types, arrows between rooms, schemas, workflow
+# make house      draw the picture of the rooms again
 # make lock       renew the lock file from pyproject.toml
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ TEMPORARY := $(VENV)/tmp
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run setup test test-slow lint schemas lock
+.PHONY: run setup test test-slow lint schemas house lock
 
 run: setup
 	snakemake --cores all
@@ -44,7 +45,7 @@ test: setup
 	pytest -m "not slow" -n auto --dist loadgroup
 
 test-slow: setup
-	pytest -n auto --dist loadgroup
+	USBPO_TESTS_COLD=1 pytest -n auto --dist loadgroup  # every command is started as a shell does it
 
 lint: setup
 	ruff check .
@@ -58,6 +59,9 @@ lint: setup
 
 schemas: setup
 	usbpo schema
+
+house: setup
+	python docs/images/house.py
 
 lock: setup
 	$(BIN)/python -m pip install --quiet pip-tools

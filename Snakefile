@@ -3,8 +3,11 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
+from usbpo.workspace import configfiles
 from usbpo.workspace.snakemake_inside import configuration_files
 
+# For the file below, whichever logger Snakemake was given.
+configfiles.read_as_data()
 
 # An experiment given by --configfile stands alone; only without one is the default experiment read.
 if not configuration_files(workflow):

@@ -5,6 +5,7 @@ import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell script put into the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of hundreds of processes each would compile the package
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; also for the processes that tests start
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import forks
 from hypothesis import settings
 
 from usbpo.agent import sac
@@ -29,6 +31,14 @@ settings.register_profile("usbpo", deadline=None, derandomize=True, max_examples
 settings.load_profile("usbpo")
 
 CONFIG_FOLDERS = (Path(__file__).parents[1] / "config",)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _place(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where what all workers of the tests share lies, and that it ends with the tests."""
+    base = tmp_path_factory.getbasetemp()
+    one_of_many = "PYTEST_XDIST_WORKER" in os.environ
+    forks.set_place(base.parent if one_of_many else base, os.getppid() if one_of_many else os.getpid())
 
 
 @pytest.fixture(scope="session")

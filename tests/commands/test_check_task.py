@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from helpers.workflow import REPO
 
+from usbpo.commands import check_task as check_task_module
 from usbpo.commands import cli
 from usbpo.commands.check_task import FAILED, NOT_CHECKED, OK, Finding, check_task
 from usbpo.errors import UsbpoError
+from usbpo.experiment.sections import EnvironmentKeys
 
 TASKS = [
     "InvertedPendulum", "InvertedDoublePendulum", "Hopper", "Walker2d", "HalfCheetah", "Swimmer", "AntTruncated",
@@ -71,6 +74,9 @@ class Walk(gymnasium.Env):
 
     def __init__(self, fault=""):
         self.fault = fault
+        self.buffer = np.zeros(1)
+        if fault == "small box":
+            self.action_space = gymnasium.spaces.Box(-0.4, 0.4, (1,), np.float32)
         if fault == "discrete actions":
             self.action_space = gymnasium.spaces.Discrete(3)
         if fault == "integer actions":
@@ -95,9 +101,14 @@ class Walk(gymnasium.Env):
             return {"x": np.array([self.x], np.float32)}
         if self.fault == "observation shape":
             return np.array([self.x, self.v])
+        if self.fault == "own buffer":
+            self.buffer[0] = self.x
+            return self.buffer
         return np.array([np.nan if self.fault == "NaN observation" and self.x > 0.3 else self.x])
 
     def step(self, action):
+        if self.fault == "small box":
+            assert self.action_space.contains(action), action
         push = float(np.ravel(action)[0]) - (self.fault == "discrete actions")
         if self.fault == "unseeded":
             push += np.random.default_rng().normal()
@@ -105,6 +116,8 @@ class Walk(gymnasium.Env):
             return {}["missing"]
         self.v = 0.8 * self.v + 0.1 * push
         self.x += self.v
+        if self.fault == "changes its action":
+            action += np.float32(5)
         reward = np.inf if self.fault == "infinite reward" and self.x > 0.3 else -self.x**2
         reward = 1e39 if self.fault == "huge reward" and self.x > 0.3 else reward
         return self.seen(), reward, bool(abs(self.x) >= 0.5 and self.fault != "own generator"), False, {}
@@ -239,6 +252,23 @@ def test_the_point_on_a_line_without_a_fault_passes(within: Path) -> None:
     assert [str(finding) for finding in findings.values() if finding.verdict != OK] == []
 
 
+@pytest.mark.parametrize("habit", ["own buffer", "changes its action", "small box"])
+def test_what_an_environment_may_do_is_no_fault(within: Path, habit: str) -> None:
+    findings = found(within, walk(fault=habit))
+    assert [str(finding) for finding in findings.values() if finding.verdict != OK] == []
+    unlike = found(within, walk(fault=habit, termination="never"))
+    assert failed(unlike) == {"termination"}, "what is wrong is still seen"
+
+
+def test_an_environment_that_gives_its_buffer_without_being_a_box_is_judged_by_what_it_showed(within: Path) -> None:
+    """There the simulator is not asked, and observations are kept as the environment gave them."""
+    kept = check_task_module._Checks(
+        EnvironmentKeys(id="faulty_tasks:Walk-v0", termination="never", arguments={"fault": "own buffer"})
+    )._judged_without_simulator(lambda observations: np.abs(observations[:, 0]) >= 0.5)
+    judged = [next(kept) for _ in range(30)]
+    assert len({state.observation.tobytes() for state in judged}) == 30
+
+
 @pytest.mark.parametrize(
     ("fault", "check", "said"),
     [
@@ -367,6 +397,25 @@ def test_the_command_prints_a_line_for_each_check_and_tells_by_its_exit_code(
     assert "unknown task 'Nowhere'" in capsys.readouterr().err
     assert cli.main(["check-task", "none.yaml"]) == 1
     assert "none.yaml: cannot be read" in capsys.readouterr().err
+    for long in ("x" * 5000, f"{'x/' * 2500}y.yaml"):
+        assert cli.main(["check-task", long]) == 1
+        said = capsys.readouterr().err
+        assert "(File name too long)" in said
+        assert len(said) < 1000
+
+
+def test_outside_a_checkout_it_says_where_it_looks(
+    within: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check_task_module, "FOLDERS", (Path("config"), Path("/nowhere/config")))
+    looked_in = f"known are none in {within}/config/{{}} and /nowhere/config/{{}}; run this in the project's folder"
+    assert cli.main(["check-task", "Hopper"]) == 1
+    assert looked_in.format("tasks", "tasks") in capsys.readouterr().err
+    (within / "mine.yaml").write_text(yaml.safe_dump(walk()))
+    assert cli.main(["check-task", "mine.yaml"]) == 1
+    said = capsys.readouterr().out
+    assert "unknown method 'mbpo'" in said
+    assert looked_in.format("algorithms", "algorithms") in said
 
 
 def test_a_file_may_lie_anywhere_and_inherit_from_a_shipped_task(tmp_path: Path) -> None:

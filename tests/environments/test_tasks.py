@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import gymnasium
 import mujoco
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from usbpo.environments.tasks import Simulator, Step
@@ -173,3 +175,76 @@ def test_a_state_of_another_task_is_refused_in_one_sentence(run_config: Callable
 def test_an_unusable_environment_is_refused_in_one_sentence(environment: str, arguments: dict[str, int]) -> None:
     with pytest.raises(UsbpoError, match=environment):
         Simulator(environment, arguments)
+
+
+# ---- what environments are given, and what they give -------------------------------------------------------------
+
+
+class Particular(gymnasium.Env[NDArray[Any], NDArray[Any]]):
+    """Takes only actions of its own space, changes them, and always gives the same array, which it goes on writing."""
+
+    observation_space = Box(-np.inf, np.inf, (2,), np.float64)
+
+    def __init__(self, action_space: Box) -> None:
+        self.action_space = action_space
+        self.seen = np.zeros(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seen[:] = 0.0
+        return self.seen, {}
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        assert isinstance(action, np.ndarray)
+        assert action.dtype == self.action_space.dtype
+        assert self.action_space.contains(action), action
+        action += 1
+        self.seen += 1.0
+        return self.seen, 0.0, False, False, {}
+
+
+gymnasium.register("Particular-v0", entry_point=Particular, max_episode_steps=5000)
+BOXES = {
+    "±0.4 of single precision": Box(-0.4, 0.4, (3,), np.float32),
+    "±0.1, which single precision rounds up": Box(-0.1, 0.1, (3,), np.float32),
+    "a third": Box(np.float32(-1 / 3), np.float32(2 / 3), (3,), np.float32),
+    "of each its own": Box(np.array([-3, 0.1, 5], np.float32), np.array([0.7, 0.2, 5], np.float32)),
+    "tiny": Box(np.float32(1e-30), np.float32(3e-30), (3,), np.float32),
+    "double precision": Box(-0.1, 0.7, (3,), np.float64),
+    "half precision": Box(-0.1, 0.7, (3,), np.float16),
+    "another shape": Box(-0.3, 0.3, (3, 1), np.float32),
+}
+
+
+@pytest.mark.parametrize("space", BOXES.values(), ids=BOXES.keys())
+def test_an_environment_is_given_actions_of_its_own_space(space: Box) -> None:
+    simulator = Simulator("Particular-v0", {"action_space": space})
+    simulator.reset(0)
+    rng = np.random.default_rng(0)
+    for action in [np.ones(3), -np.ones(3), np.zeros(3), *rng.uniform(-1.0, 1.0, (1000, 3))]:
+        for given in (action, action.astype(np.float32)):
+            before = given.copy()
+            simulator.step(given)
+            assert given.tobytes() == before.tobytes(), "it is the environment's own array that it changes"
+
+
+def test_an_action_without_dimensions_stays_an_array() -> None:
+    action = Simulator("Particular-v0", {"action_space": Box(-0.4, 0.4, (), np.float32)}).scaled(np.ones(1))
+    assert isinstance(action, np.ndarray)
+    assert (action.shape, action.dtype, float(action)) == ((), np.float32, np.float32(0.4))
+
+
+def test_an_observation_stays_what_it_was_when_the_environment_goes_on() -> None:
+    simulator = Simulator("Particular-v0", {"action_space": BOXES["double precision"]})
+    seen = [simulator.reset(0), *(simulator.step(np.zeros(3)).observation for _ in range(3)), simulator.reset()]
+    assert [observation.tolist() for observation in seen] == [[n, n] for n in (0.0, 1.0, 2.0, 3.0, 0.0)]
+
+
+def test_lists_are_arguments_of_an_environment() -> None:
+    def ends_at_once(arguments: dict[str, Any]) -> bool:
+        simulator = Simulator("Hopper-v5", arguments)
+        simulator.reset(0)
+        return simulator.step(np.zeros(3)).terminated
+
+    assert not ends_at_once({"healthy_z_range": [0.3, 2.0]})
+    assert ends_at_once({"healthy_z_range": [0.3, 1.0]}), "it begins at 1.25 m"

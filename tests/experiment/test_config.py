@@ -245,6 +245,10 @@ BAD_EXPERIMENTS: list[dict[str, Any]] = [
     {"seeds": ["0"]},
     {"seeds": 0},
     {"seeds": [True]},
+    {"seeds": [2**63]},
+    {"experiment": "x" * 101},
+    {"tasks": ["x" * 101]},
+    {"returns": {"Hopper": [1.0] * 101}},
     {"tasks": []},
     {"tasks": "test-pendulum"},
     {"tasks": ["a/b"]},
@@ -289,8 +293,14 @@ BAD_RUNS: list[tuple[str, Any]] = [
     ("environment.termination", "my_tasks:"),
     ("environment.termination", "my_tasks.end"),
     ("environment.episodes", "end"),
-    ("environment.arguments", {"a": [1]}),
+    ("environment.id", "x" * 1001),
+    ("environment.termination", f"{'x' * 1000}:end"),
     ("environment.arguments", {"a": None}),
+    ("environment.arguments", {"a": [None]}),
+    ("environment.arguments", {"a": [[1.0]]}),
+    ("environment.arguments", {"a": {"b": 1}}),
+    ("environment.arguments", {"a": [{"b": 1}]}),
+    ("environment.arguments", [1]),
     ("environment.wibble", 1),
     ("schedule", 7),
     ("schedule", None),
@@ -332,6 +342,7 @@ GOOD_RUNS: list[tuple[str, Any]] = [
     ("environment.termination", "my_package.tasks:ends"),
     ("environment.episodes", "end_with_cycle"),
     ("environment.arguments", {"a": 1, "b": 0.5, "c": "d", "e": True}),
+    ("environment.arguments", {"a": [0.3, 1.0], "b": ["c", "d"], "e": [], "f": [1, "g", True]}),
     ("schedule.cycle_steps", 500),
     ("phase1.learning_rate", 1),
     ("phase1.max_epochs", 7),
@@ -643,8 +654,8 @@ def test_numbers_of_yaml_are_those_of_yaml_1_2(tmp_path: Path, text: str, value:
     [
         ("a: [1\nb: 2\n", r"a\.yaml, line 2: this is not valid YAML: .*; mend the line\."),
         ("a: 1\n\tb: 2\n", r"a\.yaml, line 2: this is not valid YAML: .*; mend the line\."),
-        ("a: 1\na: 2\n", r"a\.yaml, line 1: this is not valid YAML: the key 'a' stands twice; mend the line\."),
-        ("b:\n  a: 1\n  c: 2\n  a: 3\n", r"a\.yaml, line 2: .*the key 'a' stands twice"),
+        ("a: 1\na: 2\n", r"a\.yaml, line 2: this is not valid YAML: the key 'a' stands twice; mend the line\."),
+        ("b:\n  a: 1\n  c: 2\n  a: 3\n", r"a\.yaml, line 4: .*the key 'a' stands twice"),
         ("a: !!python/object/apply:os.getcwd []\n", r"a\.yaml, line 1: this is not valid YAML: .*; mend the line\."),
         ("- 1\n", r"a\.yaml: a mapping of keys to values is expected; see config/README\.md\."),
         ("", r"a\.yaml: a mapping of keys to values is expected; see config/README\.md\."),
@@ -749,9 +760,45 @@ SENTENCES: list[tuple[str, dict[str, Any] | str, str]] = [
     ),
     (
         "tasks/mine",
-        {"base": "test-pendulum", "environment": {"arguments": {"a": [1]}}},
-        "mine.yaml: 'environment.arguments.a' must be",
+        {"base": "test-pendulum", "environment": {"arguments": {"a": None}}},
+        "mine.yaml: 'environment.arguments.a' must be a number, a text, true or false, or a list of these, but is None",
     ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"arguments": {"a": [0.3, [1.0]]}}},
+        "mine.yaml: 'environment.arguments.a.1' must be a number, a text, true or false, but is [1.0];",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"arguments": {"a": {"b": 1}}}},
+        "mine.yaml: 'environment.arguments.a' must be a number, a text, true or false, or a list of these, but is {'b'",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"arguments": {"a": [0.7, float("inf")]}}},
+        "mine.yaml: 'environment.arguments.a.1' must be a finite number, but is inf; mend the value.",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"arguments": {"a": list(range(9000))}}},
+        "mine.yaml: environment: arguments come to 52,897 characters, but 20,000 are the most; write them into a file",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"id": "x" * 2000}},
+        "mine.yaml: 'environment.id' may have 1000 characters at most, but has 2000; shorten it.",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "environment": {"episodes": "y" * 100_000}},
+        f"mine.yaml: 'environment.episodes' must be 'continue' or 'end_with_cycle', but is '{'y' * 149}…{'y' * 74}'",
+    ),
+    (
+        "tasks/mine",
+        {"base": "test-pendulum", "z" * 100_000: 1},
+        f"mine.yaml: unknown key '{'z' * 150}…{'z' * 75}'; see",
+    ),
+    ("tasks/mine", {"base": "b" * 5000}, "config/tasks/" + "b" * 50),
     (
         "tasks/mine",
         {"base": "test-pendulum", "schedule": {"rollout_length": {"start_length": 5}}},
@@ -809,6 +856,7 @@ def test_an_error_names_the_file_the_key_and_the_fault(
         load_run(task, method, folders)
     assert said in str(caught.value)
     assert one_sentence(str(caught.value))
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_longer_circle_of_bases_is_found(folders: tuple[Path, ...]) -> None:
@@ -847,6 +895,11 @@ EXPERIMENT_SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"returns": {"Hopper": [1000, float("inf")]}}, "'returns.Hopper.1' must be a finite number, but is inf;"),
     ({"returns": {"Hopper": [1000, 3000, 1000]}}, "returns.Hopper names something twice: [1000.0, 3000.0, 1000.0]."),
     ({"wibble": 1}, "unknown key 'wibble'"),
+    ({"tasks": ["x" * 2000]}, "'tasks.0' may have 100 characters at most, but has 2000; shorten it."),
+    ({"returns": {"Hopper": [1.0] * 101}}, "'returns.Hopper' may have 100 entries at most, but has 101; shorten it."),
+    ({"seeds": [10**4000]}, "'seeds.0' must be less than 9223372036854775808, but is 1000000"),
+    ({"steps": 10**4000}, "'steps' must be less than 9223372036854775808, but is 1000000"),
+    ({"tasks": ["a"] * 1000}, "tasks names something twice: ['a', 'a', "),
 ]
 
 
@@ -856,6 +909,14 @@ def test_an_error_in_an_experiment_names_its_file_the_key_and_the_fault(change: 
         load_experiment(EXPERIMENT | change, "mine.yaml")
     assert str(caught.value).startswith(f"mine.yaml: {said}")
     assert one_sentence(str(caught.value))
+    assert len(str(caught.value)) < 1000
+
+
+def test_more_cycles_than_a_path_can_number_are_refused_before_they_are_listed() -> None:
+    with pytest.raises(UsbpoError) as caught:
+        Plan(EXPERIMENT | {"steps": 30 * 10**15}, source="mine.yaml", folders=FOLDERS)
+    assert str(caught.value).startswith("mine.yaml: steps (30000000000000000) are 1,000,000,000,000,000 cycles of")
+    assert str(caught.value).endswith("but 99,999 are the most; take 2999970 or fewer.")
 
 
 def test_steps_that_are_no_whole_number_of_cycles_are_refused_with_the_next_ones_that_are() -> None:

@@ -116,6 +116,24 @@ def test_imported_data_are_a_file_of_cycle_0_alone(tmp_path: Path) -> None:
     assert run.initial_data_checksum(0) == hashlib.sha256(b"rows").hexdigest()
 
 
+def test_files_that_an_environment_reads_count_in_the_stages_that_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_of().config
+    environment = config.environment.model_copy(update={"arguments": {"xml_file": "./my.xml"}})
+    run = Run("t", "m", 0, config.model_copy(update={"environment": environment}))
+    stages = ("collect", "initialise", "phase1", "phase2", "rollout", "policy", "evaluate", "theory", "triggered")
+    said = []
+    for gravity in (9.81, 1.62):
+        (tmp_path / f"{gravity}").mkdir()
+        monkeypatch.chdir(tmp_path / f"{gravity}")
+        Path("my.xml").write_text(f'<mujoco><option gravity="0 0 -{gravity}"/></mujoco>')
+        said.append({stage: run.params(stage, 2) for stage in stages})
+    changed = {stage for stage in stages if said[0][stage] != said[1][stage]}
+    assert changed == {"collect", "evaluate", "theory", "triggered"}
+    assert run_of().environment_files() == ""
+
+
 def test_updates_of_a_cycle_are_its_steps_times_g() -> None:
     config = load_run("Hopper", "mbpo", FOLDERS)
     assert "--updates 5000" in Run("Hopper", "mbpo", 0, config).options.policy()

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from helpers.workflow import USBPO, environment, finished_workspace, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -269,7 +270,7 @@ def test_random_actions_follow_from_mean_and_log_std(wide: tuple[Agent, Policy, 
     _, mean, log_std = policy(rows)
     expected, _ = sac.sample_action(agent.actor, rows, noise)
     simulator = Simulator("Pendulum-v1")
-    simulator.low, simulator.high = LOW, HIGH
+    simulator.low, simulator.high, simulator.env.action_space = LOW, HIGH, Box(*np.float32([LOW, HIGH]))
     scaled = np.stack([simulator.scaled(action) for action in expected.numpy()])
     assert np.allclose(policy.scaled(torch.tanh(mean + log_std.exp() * noise)).detach(), scaled, atol=1e-5)
 

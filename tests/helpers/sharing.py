@@ -5,13 +5,12 @@ import os
 import random
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
-from helpers.workflow import BIN, REPO, USBPO, environment
+from helpers.workflow import BIN, REPO, USBPO, ended
 from usbpo.experiment.yaml_files import read_yaml
 
 RUN = f"data/runs/{USBPO}"
@@ -21,18 +20,9 @@ WHO = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER"
 
 def run(folder: Path, *words: str, fails: bool = False, **changes: str) -> str:
     """Run a command of a user in `folder` and return what it printed."""
-    done = subprocess.run(
-        words,
-        cwd=folder,
-        env=environment(**WHO, DVC_NO_ANALYTICS="1", **changes),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert (done.returncode != 0) == fails, f"{' '.join(words)}\n{done.stdout}"
-    return done.stdout
+    done = ended(list(words), folder, **WHO, DVC_NO_ANALYTICS="1", **changes)
+    assert (done.code != 0) == fails, f"{' '.join(words)}\n{done.said}"
+    return done.said
 
 
 def usbpo(folder: Path, *arguments: str, fails: bool = False) -> str:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from helpers import forks
 from usbpo.experiment.plan import Plan
 from usbpo.experiment.yaml_files import read_yaml
 
@@ -80,6 +81,14 @@ def snakemake(
 ) -> Ended:
     """Run the workflow in `folder` to its end; `changes` are variables of the environment."""
     words = command(folder, *arguments, "--cores", str(cores), project=project, experiment=experiment)
+    return ended(words, folder if folder.is_dir() else Path(), **changes)
+
+
+def ended(words: list[str], folder: Path, **changes: str) -> Ended:
+    """Run a command in `folder` to its end: forked where that makes no difference, else as a user's shell does."""
+    program = Path(words[0])
+    if program.parent == BIN and program.name in forks.PROGRAMS and forks.may_serve(changes):
+        return Ended(*forks.run(program.name, words[1:], folder, environment(**changes), 600))
     done = subprocess.run(
         words,
         stdin=subprocess.DEVNULL,
@@ -87,16 +96,16 @@ def snakemake(
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(**changes),
-        cwd=folder if folder.is_dir() else None,
+        cwd=folder,
         timeout=600,
     )
     return Ended(done.returncode, done.stdout)
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """Start the test experiment in `folder`, in a process group of its own, and return at once."""
     return subprocess.Popen(
-        command(folder, "--cores", "2"),
+        command(folder, *arguments, "--cores", "2"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -150,7 +159,7 @@ def jobs_in(said: str) -> set[Job]:
         assert "Nothing to be done" in said, said
         assert not jobs
     else:
-        with_all = len(re.findall(r"^(?:local)?rule all:", said, flags=re.MULTILINE))
+        with_all = len(re.findall(r"^(?:local)?rule (?:all|runs):", said, flags=re.MULTILINE))
         assert len(jobs) + with_all == int(total.group(1)), said
     return jobs
 
@@ -173,6 +182,11 @@ def files(folder: Path) -> dict[str, Path]:
 def tree(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder`/data but logs and benchmarks."""
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files(folder).items()}
+
+
+def of_runs(made: dict[str, str]) -> dict[str, str]:
+    """Of the checksums of a workspace those of its runs: what the target `runs` makes."""
+    return {name: sha for name, sha in made.items() if name.startswith("data/runs/")}
 
 
 def expected_files() -> set[str]:

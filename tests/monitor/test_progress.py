@@ -252,6 +252,30 @@ def test_bad_input_is_one_sentence(workspace: Path, trap: str, sentence: str) ->
     assert text.removeprefix("Building DAG of jobs...\n") == f"{sentence}\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["-n"], "standard output cannot be written (No space left"), ([], "")]
+)
+def test_what_cannot_be_written_ends_no_run_and_prints_no_traceback(
+    workspace: Path, arguments: list[str], told: str
+) -> None:
+    for streams in ("> /dev/full", "2> /dev/full"):
+        words = ["bash", "-c", f'exec "$@" {streams}', "bash", *command(*arguments)]
+        ended = subprocess.run(words, cwd=workspace, env=environment(workspace), capture_output=True, text=True)
+        assert ended.returncode == 0
+        assert "Traceback" not in ended.stdout + ended.stderr
+        if streams == "> /dev/full":
+            assert told in ended.stderr
+    assert arguments or (workspace / "data/results/test/table.csv").exists()
+
+
+def test_an_ascii_terminal_shows_other_letters(workspace: Path) -> None:
+    code, text = snakemake(workspace, PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert code == 0
+    assert text.isascii()
+    assert "  cycle 2 of 2  evaluated  return 200 ? 10 at 500 steps\n" in text
+
+
 def test_shell_commands_are_shown_when_asked_for(workspace: Path) -> None:
     run = "data/runs/InvertedPendulum/usbpo/seed-0"
     assert f"touch {run}/00000/policy" in snakemake(workspace, "-p", f"{run}/00000/policy.safetensors")[1]

@@ -141,6 +141,32 @@ def test_an_evaluation_without_returns_is_broken(tmp_path: Path, content: dict[s
     assert "cannot be read" in found.note
 
 
+@pytest.mark.parametrize("returned", [(float("nan"), 1.0), (float("inf"), 1.0), (float("inf"), -float("inf"))])
+def test_returns_that_are_not_finite_are_shown_as_such(tmp_path: Path, returned: tuple[float, float]) -> None:
+    cycles(tmp_path, 3)
+    evaluation(tmp_path, 3, *returned)
+    row, *notes = shown(tmp_path).splitlines()[1:]
+    assert "not finite" in row
+    told = "InvertedPendulum/usbpo/seed-0: 00003/evaluation.h5 has returns that are not finite: the run has diverged"
+    assert told in " ".join(" ".join(notes).split())
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-", "NA", ""])
+def test_a_time_that_is_no_number_is_not_counted(tmp_path: Path, seconds: str) -> None:
+    cycles(tmp_path, 3)
+    for cycle in range(4):
+        put(tmp_path, layout.BENCHMARK, cycle, f"s\th:m:s\n{seconds}\t0:00:30\n", stage="policy")
+    (found,) = read_status(tmp_path, {RUN: Target(10, 250)})
+    assert found.seconds_left is None
+    assert "3" in shown(tmp_path)
+
+
+def test_what_a_log_says_is_shown_as_it_is_and_steers_no_terminal(tmp_path: Path) -> None:
+    cycles(tmp_path, 2)
+    put(tmp_path, layout.LOG, 3, "odd: [/usr/bin/x] [red] \x1b[31mred\x07\n", stage="phase1")
+    assert "odd: [/usr/bin/x] [red] \ufffd[31mred\ufffd" in " ".join(shown(tmp_path).split())
+
+
 def test_the_stage_that_snakemake_is_at_is_shown(tmp_path: Path) -> None:
     cycles(tmp_path, 2)
     snakemake_at_work(tmp_path, RUN.path(layout.EVALUATION, 2))
@@ -256,9 +282,10 @@ def test_targets_are_remembered_by_run_and_what_is_no_target_is_skipped(tmp_path
     remember_targets(tmp_path, {RUN: Target(3, 250), other: Target(5, 125)})
     remember_targets(tmp_path, {RUN: Target(10, 250)})
     assert read_targets(tmp_path) == {RUN: Target(10, 250), other: Target(5, 125)}
-    assert parse_targets('{"a": 1, "b/c/seed-x": {}, "b/c/seed-1": {"cycles": 2, "cycle_steps": 3}}') == {
-        Run("b", "c", 1): Target(2, 3)
-    }
+    assert parse_targets(
+        '{"a": 1, "b/c/seed-x": {}, "d/e/seed-1": [1], "f/g/seed-1": {"cycles": 1e999, "cycle_steps": 3},'
+        ' "b/c/seed-1": {"cycles": 2, "cycle_steps": 3}}'
+    ) == {Run("b", "c", 1): Target(2, 3)}
     assert parse_targets("no JSON") == parse_targets("[]") == {}
 
 

@@ -515,16 +515,6 @@ def test_the_workflow_refuses_a_bad_configuration_in_one_sentence(finished: Path
     assert tree(workspace) == before
 
 
-def test_an_experiment_that_is_no_yaml_ends_in_snakemakes_own_sentence(finished: Path, tmp_path: Path) -> None:
-    workspace = copied(finished, tmp_path / "workspace")
-    (workspace / "experiment.yaml").write_text("experiment: [\n")
-    ended = snakemake(workspace, experiment=workspace / "experiment.yaml")
-    assert ended.code == 1
-    assert "Config file is not valid JSON or YAML" in ended.said
-    assert "Traceback" not in ended.said
-    assert tree(workspace) == tree(finished)
-
-
 @pytest.mark.parametrize("name", ["data", "data/runs", "data/results"])
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -621,7 +611,7 @@ def test_a_spoilt_artifact_stops_its_run_with_a_sentence_and_is_made_anew_once_d
     spoilt = [workspace / of / name for of, (name, _, _) in zip((OF_USBPO, OF_MBPO), PAIRS[pair], strict=True)]
     for path, (_, spoil, _) in zip(spoilt, PAIRS[pair], strict=True):
         spoil(path, bench)
-    ended = snakemake(workspace)
+    ended = snakemake(workspace, "runs")
     assert ended.code == 1, ended.said
     assert "Traceback" not in ended.said
     for _, _, said in PAIRS[pair]:
@@ -629,6 +619,6 @@ def test_a_spoilt_artifact_stops_its_run_with_a_sentence_and_is_made_anew_once_d
     assert set(before) - set(tree(workspace)) <= outputs_of_failed_jobs(ended.said), "the rest is kept"
     for path in spoilt:
         path.unlink()
-    again = snakemake(workspace)
+    again = snakemake(workspace, "runs")
     assert again.code == 0, again.said
     assert tree(workspace) == before

@@ -27,6 +27,7 @@ from helpers.workflow import (
     files,
     finished_workspace,
     jobs,
+    of_runs,
     planned,
     set_key,
     snakemake,
@@ -184,13 +185,13 @@ def test_what_was_read_spoilt_is_told_when_it_is_made_again_and_then_its_readers
     content[len(content) // 2] ^= 1  # the lowest bit of a weight
     policy.unlink()
     policy.write_bytes(content)
-    assert snakemake(workspace).code == 0, "its readers run again, with what nobody made"
+    assert snakemake(workspace, "runs").code == 0, "its readers run again, with what nobody made"
     policy.unlink()
-    assert planned(workspace) == {Job("policy", USBPO, 2)}
-    told = snakemake(workspace)
+    assert planned(workspace, "runs") == {Job("policy", USBPO, 2)}
+    told = snakemake(workspace, "runs")
     assert told.code == 1
     assert f"{OF_USBPO}/00002/policy.safetensors is not what was read of it before; type the command again" in told.said
-    again = snakemake(workspace)
+    again = snakemake(workspace, "runs")
     assert again.code == 0, again.said
     assert tree(workspace) == finished_tree
 
@@ -234,18 +235,27 @@ def test_one_core_gives_the_same_bytes_as_two(tmp_path: Path, finished_tree: dic
     assert tree(tmp_path) == finished_tree
 
 
-def test_stages_without_the_warm_worker_give_the_same_bytes(workspace: Path, finished_tree: dict[str, str]) -> None:
-    untrained = [workspace / f"{OF_MBPO}/00000" / name for name in ("policy.safetensors", "evaluation.h5")]
-    shutil.rmtree(workspace / f"{OF_USBPO}/00003")
-    for path in [*untrained, workspace / f"{OF_USBPO}/data/00003.h5"]:
-        path.unlink()
-    targets = [f"{OF_USBPO}/00003/{name}" for name in ("evaluation.h5", "theory.h5")]
-    targets.append(f"{OF_MBPO}/00000/evaluation.h5")
+UNTRAINED = [f"{OF_MBPO}/00000/{name}" for name in ("policy.safetensors", "evaluation.h5")]
+LAST_CYCLE = [f"{OF_USBPO}/data/00003.h5", *(f"{OF_USBPO}/00003/{name}" for name in ("evaluation.h5", "theory.h5"))]
+
+
+@pytest.mark.parametrize(
+    ("targets", "number"),
+    [(UNTRAINED, 2), pytest.param([*UNTRAINED, *LAST_CYCLE], 9, marks=pytest.mark.slow)],
+    ids=["two of them", "all of them"],
+)
+def test_stages_without_the_warm_worker_give_the_same_bytes(
+    workspace: Path, finished_tree: dict[str, str], targets: list[str], number: int
+) -> None:
+    for path in targets:
+        (workspace / path).unlink()
+    if number == 9:
+        shutil.rmtree(workspace / f"{OF_USBPO}/00003")
     worker_log = workspace / ".snakemake/usbpo-worker.log"
     worker_log.unlink()
     done = snakemake(workspace, *targets, USBPO_WARM="0")
     assert done.code == 0, done.said
-    assert "9 of 9 jobs" in done.said
+    assert f"{number} of {number} jobs" in done.said
     assert not worker_log.exists()
     assert tree(workspace) == finished_tree
 
@@ -358,12 +368,16 @@ def interrupt_group(process_id: int) -> None:
     os.killpg(process_id, signal.SIGINT)
 
 
-@pytest.mark.parametrize("stop", [kill, interrupt_group, pytest.param(interrupt, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("stop", "targets"),
+    [(kill, []), (interrupt_group, ["runs"]), pytest.param(interrupt, [], marks=pytest.mark.slow)],
+)
 def test_the_same_command_goes_on_after_an_interruption(
-    tmp_path: Path, finished_tree: dict[str, str], stop: Callable[[int], None]
+    tmp_path: Path, finished_tree: dict[str, str], stop: Callable[[int], None], targets: list[str]
 ) -> None:
+    wanted = of_runs(finished_tree) if targets else finished_tree
     random_steps = tmp_path / f"{OF_USBPO}/data/00000.h5"
-    first = start(tmp_path)
+    first = start(tmp_path, *targets)
     try:
         wait_for((tmp_path / f"{OF_USBPO}/00001/model-mle.safetensors").exists, 120, "a model")
         stop(first.pid)
@@ -372,20 +386,20 @@ def test_the_same_command_goes_on_after_an_interruption(
         first.kill()
     wait_for(lambda: not at_work_in(tmp_path), 30, "the end of all that Snakemake started")
 
-    assert 0 < len(tree(tmp_path)) < len(finished_tree)
+    assert 0 < len(tree(tmp_path)) < len(wanted)
     if stop is kill:
         assert list((tmp_path / ".snakemake/locks").iterdir())
     made = random_steps.stat().st_mtime_ns
-    again = snakemake(tmp_path)
+    again = snakemake(tmp_path, *targets)
     assert again.code == 0, again.said
-    assert tree(tmp_path) == finished_tree
+    assert tree(tmp_path) == wanted
     assert random_steps.stat().st_mtime_ns == made, "what was finished is not made again"
     if stop is kill:
         assert planned(tmp_path) == set()
 
 
 def test_a_second_snakemake_is_refused_while_the_first_lives(tmp_path: Path, finished_tree: dict[str, str]) -> None:
-    first = start(tmp_path)
+    first = start(tmp_path, "runs")
     try:
         wait_for((tmp_path / f"{OF_USBPO}/00001/model-mle.safetensors").exists, 120, "a model")
         os.kill(first.pid, signal.SIGSTOP)  # so that it cannot end before the second has tried
@@ -397,7 +411,7 @@ def test_a_second_snakemake_is_refused_while_the_first_lives(tmp_path: Path, fin
     assert second.code != 0
     assert "Traceback" not in second.said
     assert "cannot be locked" in second.said
-    assert tree(tmp_path) == finished_tree
+    assert tree(tmp_path) == of_runs(finished_tree)
 
 
 def test_the_report_is_one_page_that_begins_with_a_description(finished: Path, tmp_path: Path) -> None:

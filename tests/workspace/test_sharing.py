@@ -67,6 +67,14 @@ def second(first: Path) -> Path:
     return made
 
 
+@pytest.fixture(scope="session")
+def longer(first: Path) -> Path:
+    """A copy of the project whose runs are a cycle longer, which is not published; not to be changed."""
+    made = copied(first, first.parent / "longer")
+    snake(made, "--config", "steps=120")
+    return made
+
+
 @pytest.fixture
 def pulled(second: Path, tmp_path: Path) -> Path:
     """A copy of it, in which Snakemake has not been yet."""
@@ -439,9 +447,10 @@ def test_a_file_that_was_changed_after_its_job_is_not_published(first: Path, pul
         assert "nothing new" in usbpo(folder, "publish", "--no-push")
 
 
-def test_what_has_no_record_is_told_and_results_of_it_are_not_published(first: Path, tmp_path: Path) -> None:
-    here = copied(first, tmp_path / "here")
-    snake(here, "--config", "steps=120")
+def test_what_has_no_record_is_told_and_results_of_it_are_not_published(
+    first: Path, longer: Path, tmp_path: Path
+) -> None:
+    here = copied(longer, tmp_path / "here")
     shutil.rmtree(here / ".snakemake")
     said = usbpo(here, "publish", "--no-push")
     assert f"{USBPO}: {RUN}/00004/evaluation.h5 and " in said
@@ -455,17 +464,15 @@ def test_what_has_no_record_is_told_and_results_of_it_are_not_published(first: P
     assert "no record of the job that made it" in usbpo(alone, "publish", "--no-push", fails=True)
 
 
-def test_results_go_out_with_what_they_are_drawn_from(first: Path, tmp_path: Path) -> None:
-    here = copied(first, tmp_path / "here")
-    snake(here, "--config", "steps=120")
+def test_results_go_out_with_what_they_are_drawn_from(longer: Path, tmp_path: Path) -> None:
+    here = copied(longer, tmp_path / "here")
     snake(here, "--config", "steps=120", "--cleanup-metadata", f"{RUN}/00004/evaluation.h5")
     said = usbpo(here, "publish", "--no-push")
     assert f"data/results/demo: it is drawn from {RUN}/00004/evaluation.h5, which is not published; left out" in said
 
 
-def test_what_could_not_be_pushed_is_told_and_git_is_handed_nothing(first: Path, tmp_path: Path) -> None:
-    here = copied(first, tmp_path / "here")
-    snake(here, "--config", "steps=120")
+def test_what_could_not_be_pushed_is_told_and_git_is_handed_nothing(longer: Path, tmp_path: Path) -> None:
+    here = copied(longer, tmp_path / "here")
     dvc(here, "remote", "modify", "store", "url", "/proc/nowhere")
     before = git(here, "diff", "--cached", "--name-only")
     said = usbpo(here, "publish", fails=True)

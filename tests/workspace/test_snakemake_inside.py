@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from helpers.contract import contract
-from helpers.workflow import BIN, environment, wait_for
+from helpers.workflow import BIN, ended, environment, wait_for
 
 from usbpo.artifacts.files import sha256
 from usbpo.workspace import snakemake_inside as inside
@@ -126,18 +126,9 @@ def words(*arguments: str) -> list[str]:
 
 def snakemake(folder: Path, *arguments: str, fails: bool = False) -> str:
     """Run the workflow in `folder`; targets come first."""
-    done = subprocess.run(
-        words(*arguments),
-        cwd=folder,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert (done.returncode != 0) == fails, done.stdout
-    return done.stdout
+    done = ended(words(*arguments), folder)
+    assert (done.code != 0) == fails, done.said
+    return done.said
 
 
 def facts(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -184,6 +175,36 @@ def test_the_command_says_which_configuration_it_names(finished: Path, workspace
     with contract("snakemake", "workflow.config_settings.config has what --config says, and nothing else"):
         assert facts(finished)["parsing"][0]["has_config_words"] is True
         assert facts(workspace)["parsing"][0]["has_config_words"] is False
+
+
+READ_BY_US = """
+import sys
+
+from snakemake.cli import main
+from usbpo.workspace import snakemake_inside as inside
+
+inside.read_configuration_by(lambda path: {"from": str(path), "beside": "us"})
+main(sys.argv[1:])
+"""
+SHOWN = """
+if not workflow.overwrite_configfiles:
+    configfile: "default.yaml"
+
+print("CONFIG", config["from"].rpartition("/")[2], config["beside"])
+
+rule nothing:
+"""
+
+
+def test_configuration_files_are_read_by_whom_they_shall_be(tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(SHOWN)
+    for name in ("default.yaml", "given.yaml"):
+        (tmp_path / name).write_text("no: mapping: at all")
+    for more, read in (((), "default.yaml"), (("--configfile", "given.yaml"), "given.yaml")):
+        words = [sys.executable, "-c", READ_BY_US, "--cores", "1", "--dry-run", *more]
+        said = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600)
+        with contract("snakemake", "configuration files are read by common.configfile.load_configfile of its module"):
+            assert f"CONFIG {read} us\n" in said.stdout + said.stderr
 
 
 def test_a_snakemake_that_was_started_for_a_job_is_not_the_main_one(finished: Path) -> None:

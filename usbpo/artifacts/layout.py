@@ -46,6 +46,10 @@ def is_large(path: str) -> bool:
     return path.endswith(_LARGE)
 
 
+MOST_CYCLES = 99_999
+"""A cycle has five digits in a path."""
+
+
 def five_digits(cycle: int) -> str:
     """A cycle, or block, as it stands in a path."""
     return f"{cycle:05d}"

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from pydantic import ValidationError
 
 from usbpo.commands.judged_states import ENOUGH, STEPS, Judged, States, described, ends, until_enough
 from usbpo.environments import terminations, usercode
-from usbpo.environments.tasks import Simulator, make, space_faults, time_limit
+from usbpo.environments.tasks import Simulator, fitted, make, space_faults, time_limit
 from usbpo.environments.terminations import Termination
 from usbpo.errors import UsbpoError
 from usbpo.experiment.layers import FOLDERS, find, merged, read_bases, read_layers
 from usbpo.experiment.loading import validated_run
+from usbpo.experiment.paths import is_file
 from usbpo.experiment.sections import EnvironmentKeys
 from usbpo.stages.collect import END_WITH_CYCLE
 
@@ -75,7 +77,7 @@ def check_task(file: str) -> list[Finding]:
         UsbpoError: there is no such file, or it is no YAML; everything else is a finding.
     """
     path = Path(file)
-    if not (path.suffix in (".yaml", ".yml") or path.is_file()):
+    if not (path.suffix in (".yaml", ".yml") or is_file(path)):
         path = find("tasks", file, FOLDERS)
     layers = read_bases("tasks", path, FOLDERS)
     found = []
@@ -293,15 +295,15 @@ class _Checks:
             while not ended and made < STEPS:
                 if action is None or episode % 2 == 0 or rng.uniform() < 0.1:
                     action = _random_action(env.action_space, rng)
-                observation, reward, terminated, truncated, _ = env.step(action)
+                observation, reward, terminated, truncated, _ = env.step(copy(action))  # it may change it
                 step, made, ended = step + 1, made + 1, terminated or truncated
                 yield step, observation, reward, bool(terminated)
             episode += 1
 
     def _judged_without_simulator(self, function: Termination) -> Iterator[Judged]:
         for step, observation, _, terminated in self._episodes():
-            if step:
-                flat = np.asarray(observation, dtype=np.float64).reshape(-1)
+            if step:  # the environment may go on to write into what it gave
+                flat = np.array(observation, dtype=np.float64).reshape(-1)
                 yield Judged(flat, terminated, ends(function, flat), described(step, flat))
 
 
@@ -321,7 +323,7 @@ def _first_difference(one: _Steps, other: _Steps) -> str:
 
 def _random_action(space: Any, rng: np.random.Generator) -> Any:
     if isinstance(space, Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
-        return rng.uniform(space.low, space.high)
+        return fitted(rng.uniform(space.low, space.high), space)
     return space.sample()
 
 

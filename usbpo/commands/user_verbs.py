@@ -84,7 +84,7 @@ def plan(
 
     changed = {} if scale is None else {"scale": scale}
     chosen = Plan.named(experiment, changed)
-    chosen.check_initial_data(folder)
+    chosen.check_files(folder)
     print_plan(chosen, cores, folder)
 
 
@@ -155,7 +155,7 @@ def submit(
     request = Request(runs_per_job, cores, gpus, partition, time, everything, results)
     workspace = Workspace(folder, experiment_file(experiment), scale)
     chosen = Plan.named(experiment, changed)
-    chosen.check_initial_data(folder)
+    chosen.check_files(folder)
     submit_jobs(chosen, workspace, request, dry_run)
 
 

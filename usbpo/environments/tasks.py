@@ -91,11 +91,10 @@ class Simulator:
         observation, _ = self.env.reset(seed=seed)
         return self._flat(observation)
 
-    def scaled(self, action: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The environment's action, in its own shape, for an action in [−1, 1]^act_dim."""
+    def scaled(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The environment's action, as its action space has it, for an action in [−1, 1]^act_dim."""
         shaped: NDArray[np.float64] = np.asarray(action, dtype=np.float64).reshape(self.low.shape)
-        scaled: NDArray[np.float64] = self.low + (shaped + 1.0) * 0.5 * (self.high - self.low)
-        return scaled
+        return fitted(self.low + (shaped + 1.0) * 0.5 * (self.high - self.low), self.env.action_space)
 
     def step(self, action: NDArray[np.floating]) -> Step:
         """Take one step with an action in [−1, 1]^act_dim."""
@@ -103,7 +102,7 @@ class Simulator:
         return Step(self._flat(observation), float(reward), bool(terminated), bool(truncated))
 
     def _flat(self, observation: Any) -> NDArray[np.float64]:
-        flat = np.asarray(observation, dtype=np.float64).reshape(-1)
+        flat = np.array(observation, dtype=np.float64).reshape(-1)  # a copy: it may be a buffer of the environment's
         if flat.shape != (self.obs_dim,):
             raise UsbpoError(
                 f"environment {self.name!r} gives an observation of {flat.size} numbers, but its observation space "
@@ -211,6 +210,18 @@ def make(environment: str, arguments: Mapping[str, Any] | None = None) -> Any:
         known = isinstance(error, gymnasium.error.Error | TypeError | ImportError | OSError)
         what = str(error).rstrip(".") if known else usercode.told(error)
         raise UsbpoError(f"environment {environment!r} cannot be made: {what}; mend its id or arguments.") from error
+
+
+def fitted(values: Any, space: Box) -> NDArray[np.floating]:
+    """Numbers as a box takes them: in its shape and type, and what rounding has moved over its bounds back on them.
+
+    Returns:
+        An array of its own, which an environment may change.
+    """
+    found: NDArray[np.floating] = np.empty(space.shape, space.dtype)
+    found[...] = values
+    np.clip(found, space.low, space.high, out=found)
+    return found
 
 
 def space_faults(env: Any) -> list[str]:

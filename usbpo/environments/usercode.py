@@ -104,6 +104,12 @@ def module_fingerprint(name: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def folder_of(module: str) -> Path | None:
+    """Where a module of the user's lies, without importing it; None if it is not found."""
+    spec = _spec(module)
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None and spec.has_location else None
+
+
 def _code(file: Path) -> str:
     text = file.read_text(encoding="utf-8", errors="replace")
     try:

@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+from usbpo.environments import argument_files
 from usbpo.errors import UsbpoError
 from usbpo.experiment.options import environment_arguments
+from usbpo.experiment.paths import is_file
 from usbpo.experiment.run import Run
 
 
@@ -27,6 +29,20 @@ def check_writable(folder: Path) -> None:
             ) from error
 
 
+def check_files(run: Run, root: Path) -> None:
+    """Check that the files which a run's configuration names are there, and can be used, below `root`.
+
+    Raises:
+        UsbpoError: one is missing, cannot be read or does not fit.
+    """
+    environment = run.config.environment
+    try:
+        argument_files.check(environment.id, environment.arguments, root)
+    except UsbpoError as error:
+        raise UsbpoError(f"environment.arguments of {run.task} with {run.method}: {error}") from error
+    check_initial_data(run, root)
+
+
 def check_initial_data(run: Run, root: Path) -> None:
     """Check that the imported file, if there is one, is below `root` and fits; the rows themselves are not read.
 
@@ -39,6 +55,7 @@ def check_initial_data(run: Run, root: Path) -> None:
     arguments, steps = environment_arguments(environment), run.config.schedule.random_steps
     for path in run.initial_data(0):
         try:
+            is_file(root / path)  # whatever its name
             check_imported(root / path, environment.id, arguments, steps)
         except UsbpoError as error:
             raise UsbpoError(f"schedule.initial_data of {run.task} with {run.method}: {error}") from error

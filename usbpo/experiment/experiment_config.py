@@ -9,9 +9,10 @@ from pydantic_core import PydanticCustomError
 
 from usbpo.experiment.keys import OURS, Section, key
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
-Steps = Annotated[int, Field(ge=1)]
-Returns = Annotated[list[float], Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Steps = Annotated[int, Field(ge=1, lt=2**63)]
+Returns = Annotated[list[float], Field(min_length=1, max_length=100)]
 
 
 def _keep(value: str) -> str:
@@ -48,7 +49,7 @@ class Experiment(Section):
     experiment: Name = key("Name of the experiment and of its results folder.", "name", OURS)
     tasks: list[Name] = key("Task files, config/tasks/NAME.yaml.", "names", OURS, min_length=1)
     methods: list[Name] = key("Method files, config/algorithms/NAME.yaml.", "names", OURS, min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = key("Run seeds.", "integers", OURS, min_length=1)
+    seeds: list[Seed] = key("Run seeds.", "integers", OURS, min_length=1)
     steps: Steps | dict[Name, Steps] = key("On-policy real steps of each run, for all tasks or by task.", "steps", OURS)
     scale: float = key(
         "Share of the steps and of the seeds that is run, rounded up to whole epochs, cycles and seeds.",

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from usbpo.errors import UsbpoError
+from usbpo.experiment.paths import is_file
+from usbpo.experiment.sentences import shortened
 from usbpo.experiment.yaml_files import read_yaml
 
 FOLDERS = (Path("config"), Path(__file__).parents[2] / "config")
@@ -15,18 +17,21 @@ def find(kind: Literal["tasks", "algorithms", "experiments"], name: str, folders
     """The file `NAME.yaml` in the first of the configuration `folders` that has it.
 
     Raises:
-        UsbpoError: there is none; the sentence lists the names that exist.
+        UsbpoError: there is none, and the sentence lists the names that exist or, without any, says where it looked; or
+            nobody can tell.
     """
     folders = list(folders)
     for folder in folders:
         path = folder / kind / f"{name}.yaml"
-        if path.is_file():
+        if is_file(path):
             return path
-    known = sorted({path.stem for folder in folders for path in (folder / kind).glob("*.yaml")})
+    known = sorted({path.stem for folder in folders for path in (folder / kind).glob("*.yaml") if path.is_file()})
     what = {"tasks": "task", "algorithms": "method", "experiments": "experiment"}[kind]
-    raise UsbpoError(
-        f"unknown {what} {name!r}: there is no config/{kind}/{name}.yaml; known are {', '.join(known) or 'none'}."
-    )
+    unknown = f"unknown {what} {shortened(repr(name))}: there is no config/{kind}/{shortened(name)}.yaml"
+    if known:
+        raise UsbpoError(f"{unknown}; known are {', '.join(known)}.")
+    places = " and ".join(shortened((folder / kind).absolute()) for folder in folders)
+    raise UsbpoError(f"{unknown}; known are none in {places}; run this in the project's folder, or mend the name.")
 
 
 def experiment_file(name: str | None) -> Path:
@@ -35,13 +40,13 @@ def experiment_file(name: str | None) -> Path:
     Raises:
         UsbpoError: there is no such experiment.
     """
-    default = next((of / "config.yaml" for of in FOLDERS if (of / "config.yaml").is_file()), Path("config.yaml"))
+    default = next((of / "config.yaml" for of in FOLDERS if is_file(of / "config.yaml")), Path("config.yaml"))
     if name is None:
         return default
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return path
-    if any((of / f"experiments/{name}.yaml").is_file() for of in FOLDERS) or not default.is_file():
+    if any(is_file(of / f"experiments/{name}.yaml") for of in FOLDERS) or not is_file(default):
         return find("experiments", name, FOLDERS)
     return default if read_yaml(default).get("experiment") == name else find("experiments", name, FOLDERS)
 
@@ -70,7 +75,7 @@ def read_bases(kind: Literal["tasks", "algorithms"], path: Path, folders: Iterab
         content.pop("description", None)
         following = content.pop("base", None)
         if following is not None and not isinstance(following, str):
-            raise UsbpoError(f"{path}: base must be a name, but is {following!r}.")
+            raise UsbpoError(f"{path}: base must be a name, but is {shortened(repr(following))}.")
         layers.append((path, content))
         if following is None:
             return layers[::-1]

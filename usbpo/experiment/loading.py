@@ -71,7 +71,10 @@ _REAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def with_numbers(content: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment's keys with numbers where Snakemake's `--config 'seeds=[0]'` leaves text: seeds, steps, returns."""
+    """An experiment's keys with numbers where Snakemake leaves text: seeds, steps, scale, returns.
+
+    That is what it does with `--config 'seeds=[0]'`, and with 1e-1 in the file that it reads anew for a job elsewhere.
+    """
 
     def number(value: Any) -> Any:
         return int(value) if isinstance(value, str) and value.isdecimal() else value
@@ -80,6 +83,8 @@ def with_numbers(content: Mapping[str, Any]) -> dict[str, Any]:
         return float(value) if isinstance(value, str) and _REAL.fullmatch(value) else value
 
     found = dict(content)
+    if "scale" in found:
+        found["scale"] = real(found["scale"])
     if isinstance(found.get("seeds"), list):
         found["seeds"] = [number(seed) for seed in found["seeds"]]
     if isinstance(found.get("steps"), dict):

@@ -10,6 +10,8 @@ from pathlib import Path
 from usbpo.artifacts import layout
 from usbpo.artifacts.layout import five_digits, runs_on_disk
 from usbpo.errors import UsbpoError
+from usbpo.experiment.paths import is_file, is_folder
+from usbpo.experiment.sentences import shortened
 
 _RUNS = ("data", "runs")
 _CYCLE = re.compile("[0-9]{5}")
@@ -107,13 +109,13 @@ def _named(word: str, root: Path) -> list[NamedRun]:
     parts = tuple(word.strip("/").split("/"))
     found = [run for run in _below(root) if Path(run.name).parts[: len(parts)] == parts]
     given = Path(word)
-    if not found and given.is_dir():
+    if not found and is_folder(given):
         # As it was given, so that messages name it as the user does; resolved where data/runs lies further up.
         for folder in (given, given.resolve()):
             found = found or _within(folder)
     if not found:
         raise UsbpoError(
-            f"{word}: no run has this name and no folder of it holds a run; "
+            f"{shortened(word)}: no run has this name and no folder of it holds a run; "
             "give TASK/METHOD/seed-N or a folder of runs (`usbpo status` lists them)."
         )
     return found
@@ -138,7 +140,7 @@ def _split(folder: Path, middle: tuple[str, str]) -> tuple[Path, tuple[str, ...]
 def _of_results(folder: Path, root: Path) -> list[NamedRun]:
     """The runs that stand in an experiment's `evaluations.csv`, in its order."""
     path = folder / "evaluations.csv"
-    if not path.is_file():
+    if not is_file(path):
         return []
     with open(path, encoding="utf-8", newline="") as file:
         try:

@@ -7,7 +7,7 @@ from typing import Any
 from usbpo.artifacts import layout, pulled
 from usbpo.artifacts.fingerprint import fingerprint
 from usbpo.errors import UsbpoError
-from usbpo.experiment.checks import check_initial_data
+from usbpo.experiment.checks import check_files
 from usbpo.experiment.experiment_config import Experiment
 from usbpo.experiment.layers import FOLDERS, experiment_file, find
 from usbpo.experiment.loading import load_experiment, load_run
@@ -59,18 +59,18 @@ class Plan:
         """Any run, of this experiment or not."""
         return Run(task, method, seed, load_run(task, method, self.folders))
 
-    def check_initial_data(self, root: Path = Path()) -> None:
-        """Check, before anything is computed, that the files which runs begin with are there and fit them.
+    def check_files(self, root: Path = Path()) -> None:
+        """Check, before anything is computed, that the files which the runs' configurations name are there and fit.
 
         Args:
             root: folder that holds data/.
 
         Raises:
-            UsbpoError: one is not an import for the run's environment with as many rows as are asked for.
+            UsbpoError: a file that an environment's argument names is missing or cannot be read, or what a run begins
+                with is not an import for its environment with as many rows as are asked for.
         """
-        begins = {(run.task, run.method): run for run in self.cycles if run.initial_data(0)}
-        for run in begins.values():
-            check_initial_data(run, root)
+        for run in {(run.task, run.method): run for run in self.cycles}.values():
+            check_files(run, root)
 
     def _cut_down(self, source: str) -> None:
         """Keep the runs that `only` names."""
@@ -101,7 +101,13 @@ class Plan:
                 f"{source}: steps ({steps}) must be a multiple of the {cycle_steps} steps of a cycle of "
                 f"{run.task} with {run.method}; take {max(steps // cycle_steps, 1) * cycle_steps}."
             )
-        return run.schedule.cycles(steps)
+        cycles = run.schedule.cycles(steps)
+        if cycles > layout.MOST_CYCLES:
+            raise UsbpoError(
+                f"{source}: steps ({steps}) are {cycles:,} cycles of {run.task} with {run.method}, but "
+                f"{layout.MOST_CYCLES:,} are the most; take {layout.MOST_CYCLES * cycle_steps} or fewer."
+            )
+        return cycles
 
     def configurations(self) -> list[dict[str, Any]]:
         """The whole configuration of each task with each method."""

@@ -1,6 +1,7 @@
 """One run: its files, which of them each of its jobs reads and makes, and what else makes a job run again."""
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
@@ -10,10 +11,12 @@ from usbpo.artifacts import blocks, layout
 from usbpo.artifacts.files import sha256
 from usbpo.artifacts.fingerprint import fingerprint
 from usbpo.artifacts.layout import five_digits
+from usbpo.environments import argument_files
 from usbpo.environments.usercode import module_fingerprint
 from usbpo.errors import UsbpoError
 from usbpo.experiment import memory, runtime
 from usbpo.experiment.options import Options
+from usbpo.experiment.paths import is_file
 from usbpo.experiment.run_config import RunConfig
 from usbpo.experiment.run_files import RunFiles
 from usbpo.experiment.schedule import Schedule
@@ -160,6 +163,11 @@ class Run:
         """Fingerprint of the user's module that registers the environment; '' for one of Gymnasium's."""
         return _code_of_module(self.config.environment.id)
 
+    def environment_files(self) -> str:
+        """SHA-256 of the files that the environment's arguments name; '' where they name none."""
+        environment = self.config.environment
+        return _content_of_files(environment.id, json.dumps(environment.arguments), os.getcwd())
+
     def termination_code(self) -> str:
         """Fingerprint of the user's module with the termination function; '' for one of usbpo's."""
         return _code_of_module(self.config.environment.termination)
@@ -239,7 +247,8 @@ class Run:
         given = [fingerprint(f"stages.{stage}")]
         if stage != "block":
             given.append(self.options.of(stage, cycle))
-        given += [self.environment_code()] * (stage in ("collect", "evaluate", "theory", "triggered"))
+        if stage in ("collect", "evaluate", "theory", "triggered"):
+            given += [self.environment_code(), self.environment_files()]
         given += [self.termination_code()] * (stage in ("rollout", "theory", "triggered"))
         given += [self.initial_data_checksum(cycle)] * (stage == "collect")
         return given
@@ -288,7 +297,13 @@ def _real_data(run: Run, cycle: int) -> list[str]:
 @cache
 def _checksum(path: str) -> str:
     """SHA-256 of a file; '' where there is none."""
-    return sha256(Path(path)) if Path(path).is_file() else ""
+    return sha256(Path(path)) if is_file(Path(path)) else ""
+
+
+@cache
+def _content_of_files(environment: str, arguments: str, folder: str) -> str:
+    """SHA-256 of the files that an environment's arguments (JSON) name in a run of this folder."""
+    return argument_files.content_of(environment, json.loads(arguments), Path(folder))
 
 
 @cache

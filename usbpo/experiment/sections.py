@@ -1,5 +1,6 @@
 """The sections of a run's configuration: names, types, bounds, units, defaults and sources of all their keys."""
 
+import json
 import re
 from math import ceil
 from typing import Annotated, Literal, get_args
@@ -16,9 +17,17 @@ _FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 """A user's function, `package.module:function`."""
 
 
+LONGEST_NAME = 1_000
+"""Characters of the name of an environment or a function."""
+
+LONGEST_ARGUMENTS = 20_000
+"""Characters of an environment's arguments as JSON: a command line holds 131,072 bytes, and quotes grow in it."""
+
+
 def _termination(name: str) -> str:
     """Refuse a name that is none of ours and has not the form of a user's."""
-    if name not in get_args(TerminationName) and not re.fullmatch(_FUNCTION, name):
+    is_users = len(name) <= LONGEST_NAME and re.fullmatch(_FUNCTION, name)
+    if name not in get_args(TerminationName) and not is_users:
         known = ", ".join(get_args(TerminationName))
         raise PydanticCustomError("literal_error", "{expected}", {"expected": f"{known}, or module:function"})
     return name
@@ -27,8 +36,17 @@ def _termination(name: str) -> str:
 Termination = Annotated[
     str,
     AfterValidator(_termination),
-    WithJsonSchema({"type": "string", "pattern": f"^({'|'.join(get_args(TerminationName))}|{_FUNCTION})$"}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "maxLength": LONGEST_NAME,
+            "pattern": f"^({'|'.join(get_args(TerminationName))}|{_FUNCTION})$",
+        }
+    ),
 ]
+
+Scalar = bool | int | float | str
+"""What an argument of an environment may be, or be a list of."""
 
 
 class EnvironmentKeys(Section):
@@ -39,9 +57,14 @@ class EnvironmentKeys(Section):
         "name",
         "table of tasks",
         min_length=1,
+        max_length=LONGEST_NAME,
     )
-    arguments: dict[str, bool | int | float | str] = key(
-        "Keyword arguments of gymnasium.make.", "as the environment's", "table of tasks", {}
+    arguments: dict[str, Scalar | list[Scalar]] = key(
+        "Keyword arguments of gymnasium.make: numbers, texts, true or false, and lists of these. A file that one names "
+        "counts by its content.",
+        "as the environment's",
+        "table of tasks",
+        {},
     )
     termination: Termination = key(
         f"Termination function for model rollouts: {', '.join(f'`{name}`' for name in get_args(TerminationName))}, or "
@@ -55,6 +78,15 @@ class EnvironmentKeys(Section):
         OURS,
         "continue",
     )
+
+    @model_validator(mode="after")
+    def _arguments_fit_a_command_line(self) -> "EnvironmentKeys":
+        if (length := len(json.dumps(self.arguments))) > LONGEST_ARGUMENTS:
+            raise ValueError(
+                f"arguments come to {length:,} characters, but {LONGEST_ARGUMENTS:,} are the most; write them into a "
+                "file that an argument names"
+            )
+        return self
 
 
 class RolloutLengthKeys(Section):
@@ -82,6 +114,7 @@ class ScheduleKeys(Section):
         OURS,
         None,
         min_length=1,
+        max_length=4_095,
     )
     epoch_steps: int = key("Length of an epoch, the unit of rollout schedules and of retention.", "steps", MBPO, ge=1)
     model_train_freq: int = key("Real steps between two model updates, F.", "steps", MBPO, 250, ge=1)

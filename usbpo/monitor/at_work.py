@@ -36,7 +36,7 @@ def _stage_of(path: str) -> tuple[Run, str, int] | None:
     """The run, stage and cycle that make the file `path`, or None."""
     for stage, pattern in _PATTERNS:
         match = pattern.fullmatch(path)
-        if match and match["cycle"].isdigit() and match["seed"].isdigit():
+        if match and match["cycle"].isdecimal() and match["seed"].isdecimal():
             cycle = int(match["cycle"])
             made_by = "initialise" if cycle == 0 and stage in ("policy", "phase2") else stage
             return Run(match["task"], match["method"], int(match["seed"])), made_by, cycle

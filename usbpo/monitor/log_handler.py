@@ -7,6 +7,7 @@ throughout. Records arrive in the thread of a queue; a second thread keeps the d
 Everything that both touch is guarded by the lock of the handler.
 """
 
+import errno
 import os
 import re
 import sys
@@ -14,6 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from io import TextIOWrapper
 from logging import ERROR, WARNING, LogRecord
 from pathlib import Path
 
@@ -34,6 +37,10 @@ LOG_LINES = 5
 """How much of the log of a failed job is shown."""
 
 
+UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+"""What a stream says that takes nothing more: no reader, no space, no terminal."""
+
+
 class LogHandler(LogHandlerBase):
     """Snakemake's events turned into a display."""
 
@@ -51,9 +58,12 @@ class LogHandler(LogHandlerBase):
             quiet, settings.debug_dag, settings.verbose, settings.dryrun, settings.printshellcmds
         )
         self._formatter = DefaultFormatter(quiet, settings.show_failed_logs)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a "±" is no reason to fail where the encoding has none
         self._snakemakes_own: ColorizingTextHandler | None = None
         if settings.dryrun or settings.verbose or settings.debug_dag:
             self._snakemakes_own = ColorizingTextHandler(settings.nocolor, stream, self._formatter, self._filter)
+            self._snakemakes_own.handleError = _raise_again  # `emit` deals with it
         self._silent = Quietness.ALL in quiet
         self._shows_progress = Quietness.PROGRESS not in quiet
         terminal = stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
@@ -82,12 +92,25 @@ class LogHandler(LogHandlerBase):
                 self._snakemakes_own.handle(record)
             elif not self._silent:
                 self._show(record, time.monotonic())
-        except BrokenPipeError:
-            # Whoever read this has read enough (`| head`): nothing more is written there, nor complained of at exit.
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
+        except OSError as error:
+            if error.errno in UNWRITABLE:
+                self._stop_writing(error)
+            else:
+                self.handleError(record)
         except Exception:
             self.handleError(record)
+
+    def _stop_writing(self, error: OSError) -> None:
+        """Write nothing more to a stream that takes nothing more, nor have Python complain of it at exit.
+
+        Whoever reads standard output may have read enough (`| head`); anything else that is wrong with it is told.
+        """
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+        if self._stream is sys.stdout and error.errno != errno.EPIPE:
+            with suppress(OSError):
+                reason = f"standard output cannot be written ({error.strerror})"
+                print(f"usbpo: {reason}; send it to where there is room.", file=sys.stderr)
 
     def close(self) -> None:
         """Show what is still to be shown. Snakemake calls this after the last record, and Python once more at exit."""
@@ -236,6 +259,11 @@ class LogHandler(LogHandlerBase):
         if self._displaying and self._progress:
             self._displaying = False
             self._display.finish(self._progress, now)
+
+
+def _raise_again(record: LogRecord) -> None:
+    """Raise the error that is being handled."""
+    raise
 
 
 def _jobs(number: int) -> str:

@@ -15,7 +15,7 @@ def interrupted(root: Path, run: Run, done: int | None) -> tuple[str, int, str] 
     logs = (root / run.path(layout.LOG)).parent.parent
     for path in logs.glob("*/*.log"):
         stage, cycle = path.stem, path.parent.name
-        if stage not in STAGES or not cycle.isdigit():
+        if stage not in STAGES or not cycle.isdecimal():
             continue
         if done is not None and int(cycle) <= done and stage != "evaluate":
             continue
@@ -37,5 +37,10 @@ def last_lines(path: Path, limit: int | None) -> list[str]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    kept = [text.rstrip() for text in lines if text.strip()]
+    kept = [_printable(text.rstrip()) for text in lines if text.strip()]
     return kept if limit is None else kept[-limit:]
+
+
+def _printable(text: str) -> str:
+    """The text without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\t" else "\ufffd" for letter in text)

@@ -1,5 +1,6 @@
 """What stages took, by Snakemake's benchmark files."""
 
+from math import isfinite
 from pathlib import Path
 from statistics import median
 
@@ -29,6 +30,7 @@ def benchmark_seconds(path: Path) -> float | None:
     """The seconds in a benchmark file of Snakemake; None if it is broken."""
     try:
         header, values = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[:2])
-        return float(values[header.index("s")])
+        seconds = float(values[header.index("s")])
+        return seconds if isfinite(seconds) else None
     except (OSError, ValueError, IndexError):
         return None

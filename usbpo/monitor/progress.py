@@ -11,7 +11,7 @@ from usbpo.artifacts import layout
 from usbpo.monitor.duration import duration
 from usbpo.monitor.measured import RECENT_CYCLES, seconds_per_cycle
 from usbpo.monitor.runs import STAGES, Run, RunStatus, Target
-from usbpo.monitor.status import read_evaluation, read_run
+from usbpo.monitor.status import note_on, read_evaluation, read_run
 
 
 @dataclass
@@ -117,8 +117,7 @@ class Progress:
         evaluation = read_evaluation(path, job.cycle)
         newest = track.status.evaluation
         if newest is None or job.cycle >= newest.cycle:
-            note = "" if evaluation else f"{job.cycle:05d}/{path.name} cannot be read"
-            track.status = replace(track.status, evaluation=evaluation, note=note)
+            track.status = replace(track.status, evaluation=evaluation, note=note_on(path, evaluation))
         # What is told of an evaluation names its own cycle, though the run may be further on.
         return replace(self._now(track, now), stage="evaluated", stage_cycle=job.cycle, evaluation=evaluation)
 

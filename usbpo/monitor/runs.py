@@ -1,6 +1,7 @@
 """A run as it is told of: which it is, what was asked of it, where it stands."""
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -53,14 +54,24 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Undiscounted returns of one evaluation: mean and standard deviation over its episodes."""
+    """Undiscounted returns of one evaluation: mean and standard deviation over its episodes.
+
+    Both are NaN where a return is not finite.
+    """
 
     cycle: int
     on_policy_steps: int
     mean: float
     std: float
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all returns are."""
+        return isfinite(self.mean)
+
     def __str__(self) -> str:
+        if not self.is_finite:
+            return "not finite"
         digits = 0 if abs(self.mean) >= 100 else 1
         return f"{self.mean:.{digits}f} ± {self.std:.{digits}f}"
 

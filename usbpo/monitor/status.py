@@ -7,6 +7,7 @@ in `targets.TARGETS_FILE`, which the last Snakemake at work left there.
 import os
 import re
 from collections.abc import Mapping
+from math import isfinite, nan
 from pathlib import Path
 from statistics import fmean, pstdev
 
@@ -99,8 +100,16 @@ def _newest_evaluation(root: Path, run: Run, cycles: list[int]) -> tuple[Evaluat
         path = root / run.path(layout.EVALUATION, cycle)
         if path.is_file():
             evaluation = read_evaluation(path, cycle)
-            return evaluation, "" if evaluation else f"{cycle:05d}/{path.name} cannot be read"
+            return evaluation, note_on(path, evaluation)
     return None, ""
+
+
+def note_on(path: Path, evaluation: Evaluation | None) -> str:
+    """What is wrong with an evaluation, read from `path`; nothing as a rule."""
+    name = "/".join(path.parts[-2:])
+    if evaluation is None:
+        return f"{name} cannot be read"
+    return "" if evaluation.is_finite else f"{name} has returns that are not finite: the run has diverged"
 
 
 def read_evaluation(path: Path, cycle: int) -> Evaluation | None:
@@ -110,9 +119,14 @@ def read_evaluation(path: Path, cycle: int) -> Evaluation | None:
     try:
         with h5py.File(path, "r", locking=False) as file:
             returns = [float(value) for value in file["returns"][:]]
-            return Evaluation(cycle, int(file.attrs["on_policy_steps"]), fmean(returns), pstdev(returns))
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError):
+            steps = int(file.attrs["on_policy_steps"])
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError):
         return None
+    if not returns:
+        return None
+    if not all(map(isfinite, returns)):
+        return Evaluation(cycle, steps, nan, nan)
+    return Evaluation(cycle, steps, fmean(returns), pstdev(returns))
 
 
 def _steps(done: int | None, target: Target | None, evaluation: Evaluation | None) -> int | None:

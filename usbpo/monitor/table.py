@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable, Mapping
-from io import TextIOWrapper
 from pathlib import Path
 
 from rich.console import Console
@@ -51,7 +50,8 @@ def render(statuses: Iterable[RunStatus], width: int = 100) -> Table:
             bar = ProgressBar(total=status.cycles, completed=status.cycle or 0, width=bar_width)
             cells.insert(LEFT_ALIGNED + 1, bar if status.cycles else Text())
         table.add_row(*cells)
-    table.caption = "\n".join(f"{status.run}: {status.note}" for status in statuses if status.note) or None
+    notes = "\n".join(f"{status.run}: {status.note}" for status in statuses if status.note)
+    table.caption = Text(notes) if notes else None  # as it is: a log may hold what looks like markup
     table.caption_justify, table.caption_style = "left", "yellow"
     return table
 
@@ -76,7 +76,7 @@ def _return_text(status: RunStatus) -> Text:
     evaluation = status.evaluation
     if evaluation is None:
         return Text(DASH)
-    text = Text(str(evaluation))
+    text = Text(str(evaluation), style="" if evaluation.is_finite else "bold red")
     if evaluation.on_policy_steps != status.steps:
         text.append(f" at {evaluation.on_policy_steps}", style="dim")
     return text
@@ -88,10 +88,7 @@ def print_status(root: Path, console: Console | None = None, targets: Mapping[Ru
     Raises:
         UsbpoError: there is no such folder.
     """
-    if console is None:
-        if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a "±" is no reason to fail where the encoding has none
-        console = Console(width=None if sys.stdout.isatty() else 120)
+    console = console or Console(width=None if sys.stdout.isatty() else 120)
     if not root.is_dir():
         raise UsbpoError(f"{root}: there is no such folder; name the one that holds data/.")
     statuses = read_status(root, targets)

@@ -34,7 +34,7 @@ def parse_targets(content: object) -> dict[Run, Target]:
                 int(target["cycle_steps"]),
                 None if target.get("evaluated") is None else int(target["evaluated"]),
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             continue
     return targets
 

@@ -1,1 +1,1 @@
-"""What a run shows of itself: its progress, its status, and the figures and tables of its results."""
+"""What is worked out, drawn and tabulated of results, beside what others have published."""

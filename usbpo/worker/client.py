@@ -77,8 +77,16 @@ def _direct(argv: list[str]) -> int:
             print(f"usbpo: {error}", file=sys.stderr)
             return 1
     from usbpo.commands import cli
+    from usbpo.worker import streams
 
-    return cli.main(argv, also=[_worker_verb()])
+    streams.take_over()
+    try:
+        status = cli.main(argv, also=[_worker_verb()])
+    except OSError:
+        if not streams.have_failed():
+            raise
+        status = 1
+    return streams.settle(status, argv)
 
 
 def _worker_verb() -> "Callable[..., None]":

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from usbpo.errors import UsbpoError
-from usbpo.worker import protocol
+from usbpo.worker import protocol, streams
 from usbpo.workspace import lifetime
 
 Run = Callable[[list[str]], int]
@@ -61,8 +61,8 @@ def run_stage(run: Run, stage: Stage, worker: str) -> int:
 
     Functions registered with atexit belong to the worker's libraries and do not run.
     """
-    sys.stdin, sys.stdout, sys.stderr = _stream(0, "r"), _stream(1, "w"), _stream(2, "w")
-    sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
+    sys.stdout, sys.stderr = streams.output(1), streams.output(2, line_buffering=True)
     vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
     sys.argv = ["usbpo", *stage.argv]
     os.environ.clear()
@@ -78,19 +78,7 @@ def run_stage(run: Run, stage: Stage, worker: str) -> int:
         return 1
     status = _status_of(run, stage.argv)
     logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            status = status or 120  # as Python does
-    return status
-
-
-def _stream(descriptor: int, mode: str) -> io.TextIOWrapper:
-    """A standard stream on `descriptor`; line-buffered if it is a terminal."""
-    binary = io.FileIO(descriptor, mode, closefd=False)
-    buffered = io.BufferedReader(binary) if mode == "r" else io.BufferedWriter(binary)
-    return io.TextIOWrapper(buffered, encoding="utf-8", line_buffering=binary.isatty())
+    return streams.settle(status, stage.argv)
 
 
 def _status_of(run: Run, argv: list[str]) -> int:
@@ -110,7 +98,8 @@ def _status_of(run: Run, argv: list[str]) -> int:
         os.kill(os.getpid(), signal.SIGINT)
         return 128 + signal.SIGINT
     except Exception:  # as the interpreter does at the top level
-        traceback.print_exc()
+        if not streams.have_failed():
+            traceback.print_exc()
         return 1
 
 

@@ -35,6 +35,17 @@ def configuration_files(workflow: Any) -> list[str]:
     return [str(path) for path in workflow.overwrite_configfiles]
 
 
+def read_configuration_by(reader: Callable[[Any], dict[str, Any]]) -> None:
+    """Have this process read its configuration files, of --configfile and of `configfile:`, by a function of the path.
+
+    To be called before Snakemake reads those of --configfile, which is when it has made its loggers.
+    """
+    from snakemake.common import configfile
+    from snakemake.settings import types
+
+    configfile.load_configfile = types.load_configfile = reader
+
+
 def has_config_words(workflow: Any) -> bool:
     """Whether the command has --config KEY=VALUE."""
     return bool(workflow.config_settings.config)

@@ -37,7 +37,7 @@ try:
     PLAN = Plan(config, source=CONFIG_FILES[-1], folders=CONFIG_FOLDERS)
     if snakemake_inside.is_main(workflow):
         check_writable(Path())
-        PLAN.check_initial_data()
+        PLAN.check_files()
         lifetime.hold_workspace(Path())
         for sentence in [*provenance.restore(Path()), *PLAN.left_out()]:
             logger.warning(f"usbpo: {sentence}")
@@ -261,7 +261,8 @@ def begin():
     """Before the first job: the collector comes back, and never looks at the DAG; the warm worker starts."""
     gc.freeze()
     gc.enable()
-    if not snakemake_inside.runs_jobs_here(workflow):  # stages run elsewhere, and would find the way to a worker here in their environment
+    # Where stages run elsewhere, they would find the way to a worker here in their environment.
+    if not snakemake_inside.runs_jobs_here(workflow):
         return
     from usbpo.worker import client, starting
 

@@ -22,6 +22,7 @@ rule collect:
         options=options_of("collect"),
         code=code_of("collect"),
         environment=of_run("environment_code"),
+        files=of_run("environment_files"),
         initial_data=of_cycle("initial_data_checksum"),
     message:
         "collect: real steps of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"

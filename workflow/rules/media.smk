@@ -52,6 +52,8 @@ rule video:
     params:
         options=options_of("video"),
         code=[fingerprint("formats.video"), fingerprint("formats.film")],
+        environment=of_run("environment_code"),
+        files=of_run("environment_files"),
     message:
         "video: the policy of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:

@@ -80,6 +80,7 @@ rule evaluate:
         options=options_of("evaluate"),
         code=code_of("evaluate"),
         environment=of_run("environment_code"),
+        files=of_run("environment_files"),
     message:
         "evaluate: episodes for {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"
     shell:

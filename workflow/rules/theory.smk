@@ -27,6 +27,7 @@ rule theory:
         options=options_of("theory"),
         code=code_of("theory"),
         environment=of_run("environment_code"),
+        files=of_run("environment_files"),
         termination=of_run("termination_code"),
     message:
         "theory: shift, bias and bounds of {wildcards.task}/{wildcards.method}/seed-{wildcards.seed}, cycle {wildcards.cycle}"

@@ -36,6 +36,7 @@ rule triggered:
         options=options_of("triggered"),
         code=code_of("triggered"),
         environment=of_run("environment_code"),
+        files=of_run("environment_files"),
         termination=of_run("termination_code"),
         folder=subpath(output.trigger, parent=True),
     message:
