@@ -65,7 +65,7 @@ def read_json(path: Path) -> Any:
     require(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsbpoError(f"{path}: not a JSON file ({error}); delete it and run again.") from error
 
 

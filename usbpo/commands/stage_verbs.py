@@ -95,7 +95,8 @@ def verb(stage: str) -> Callable[..., None]:
     for name, parameter in signature.parameters.items():
         text = keys[name].description if name in keys else described.get(name, "")
         lowest = {int: 0 if name in ("seed", "cycle", "on_policy_steps") else 1}.get(parameter.annotation)
-        option = typer.Option(f"--{name.replace('_', '-')}", help=text, min=lowest if name not in keys else None)
+        least = lowest if name not in keys else None
+        option = typer.Option(f"--{name.replace('_', '-')}", help=text, min=least, readable=False)  # the stage will say
         default = parameter.default
         if name in keys and not keys[name].is_required():
             # Null, where the stage must have a value, is what the configuration works out from other keys.

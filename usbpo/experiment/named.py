@@ -47,9 +47,10 @@ class NamedRun:
             UsbpoError: something else is in its place, or a link to nothing.
         """
         path = self.path(template, cycle)
-        if not path.is_file() and os.path.lexists(path):
+        there = is_file(path)
+        if not there and os.path.lexists(path):
             raise UsbpoError(f"{path}: this is no file, or a link to none; remove it, and pull or make it anew.")
-        return path.is_file()
+        return there
 
     def cycles(self) -> list[int]:
         """The cycles that have a folder, in ascending order.

@@ -16,9 +16,7 @@ from usbpo.experiment.layers import FOLDERS
 from usbpo.experiment.loading import load_run
 from usbpo.experiment.named import NamedRun
 from usbpo.experiment.options import environment_arguments
-
-LONGEST = 200
-"""Letters of a header that a sentence repeats"""
+from usbpo.experiment.sentences import shortened
 
 
 def environment_of(
@@ -83,5 +81,4 @@ def _parsed(text: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-    return repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+    return shortened(repr(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)))
