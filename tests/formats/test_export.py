@@ -29,7 +29,8 @@ from usbpo.artifacts.header import Header
 from usbpo.commands import cli
 from usbpo.environments.tasks import Simulator
 from usbpo.experiment.named import NamedRun
-from usbpo.formats.minari_export import VARIABLE, dataset_id
+from usbpo.formats.minari_export import dataset_id
+from usbpo.formats.recorded import VARIABLE
 from usbpo.stages.collect import collect, environment_seed
 from usbpo.stages.initialise import initialise
 
@@ -139,7 +140,7 @@ def test_every_episode_that_is_reset_with_a_seed_of_its_own_has_it(
     initialise(data=run.path(layout.SHARD, 0), output=policy, hidden_layers=1, hidden_size=8)
     previous = run.path(layout.SHARD, 0)
     collect(output=run.path(layout.SHARD, 1), steps=30, cycle=1, policy=policy, previous=previous, **keys)  # type: ignore[arg-type]
-    export("minari", tmp_path, tmp_path / "out", run=run.name)
+    export("minari", tmp_path, tmp_path / "out", "--environment", "Pendulum-v1", run=run.name)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "out"))
     assert dataset_id(run) == "Pendulum-v1_5-seed-3-v0"
     dataset = minari.load_dataset(dataset_id(run))
@@ -186,7 +187,8 @@ def test_an_environment_of_the_users_own_is_exported_in_its_own_shapes(
     shard = run.path(layout.SHARD, 0)
     collect(output=shard, task="Strip", steps=40, seed=0, cycle=0, episodes="end_with_cycle", **keys)  # type: ignore[arg-type]
     initialise(data=shard, output=run.path(layout.POLICY, 0), hidden_layers=1, hidden_size=8)
-    export("minari", tmp_path, tmp_path / "out", run=run.name)
+    words = ("--environment", keys["environment"], "--environment-arguments", keys["environment_arguments"])
+    export("minari", tmp_path, tmp_path / "out", *words, run=run.name)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "out"))
     dataset = minari.load_dataset(dataset_id(run))
     assert dataset.total_steps == 40
@@ -199,7 +201,7 @@ def test_an_environment_of_the_users_own_is_exported_in_its_own_shapes(
         assert dataset.recover_environment().unwrapped.slope == 0.5
     else:
         assert dataset.env_spec is None
-    folder = export("policy", tmp_path, tmp_path / "policy", run=run.name)
+    folder = export("policy", tmp_path, tmp_path / "policy", *words, run=run.name)
     done = subprocess.run(
         [sys.executable, "example.py"], cwd=folder, env=environment(PYTHONPATH=str(tmp_path)),
         capture_output=True, text=True, timeout=300,

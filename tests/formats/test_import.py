@@ -21,7 +21,8 @@ from usbpo.artifacts.header import Header
 from usbpo.commands import cli
 from usbpo.environments.tasks import Simulator
 from usbpo.experiment.loading import load_run
-from usbpo.formats.imports import read_hdf5, unscaled, write_imported
+from usbpo.formats.imports import unscaled, write_imported
+from usbpo.formats.recorded import VARIABLE, read_hdf5
 from usbpo.stages.collect import collect
 from usbpo.stages.initialise import initialise
 
@@ -142,8 +143,8 @@ def test_what_was_exported_to_minari_comes_back(
     shard = root / "data/runs/from-data/m/seed-0/data/00000.h5"
     collect(**begin(shard, imported), seed=0, cycle=0, task="from-data", method="m")
     words = ["export", "minari", "from-data/m/seed-0", "--folder", str(root), "--output", str(tmp_path / "datasets")]
-    assert cli.main(words) == 0
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    assert cli.main([*words, "--environment", ENVIRONMENT]) == 0
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "datasets"))
     dataset = minari.load_dataset("from-data-m-seed-0-v0")
     said = dataset.storage.metadata
     assert said["description"] == (
@@ -272,7 +273,10 @@ def test_files_that_cannot_be_imported_are_named(
     assert "cut.hdf5: the file is no HDF5, or is cut short or damaged" in said("hdf5", str(cut))
     assert "this is a file of usbpo; `usbpo export minari` its run" in said("hdf5", str(imported))
     assert "unknown task 'none'" in said("hdf5", str(write_hdf5(tmp_path / "r.hdf5", recording(3))), task="none")
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "datasets"))
+    assert f"Minari's folder of datasets, {tmp_path / 'datasets'}, is not there; get it" in said("minari", "nothing-v0")
+    assert not (tmp_path / "datasets").exists()
+    (tmp_path / "datasets").mkdir()
     error = said("minari", "nothing-v0")
     assert "nothing-v0: Minari cannot read this dataset" in error
     assert f"(Dataset nothing-v0 not found locally at {tmp_path / 'datasets/nothing-v0'}); get it with " in error
@@ -329,7 +333,7 @@ def test_a_minari_dataset_of_another_kind_is_refused_in_one_sentence(
     changes: dict[str, Any], space: Any, said: str,
 ) -> None:  # fmt: skip
     minari = pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "datasets"))
     env = gymnasium.make(ENVIRONMENT)
     episode = {
         "observations": np.zeros((4, 4)),
@@ -541,3 +545,208 @@ def test_the_environments_bounds_are_those_that_actions_are_scaled_by() -> None:
     actions = np.random.default_rng(0).uniform(-1, 1, (100, 1))
     there = np.stack([simulator.scaled(action) for action in actions])
     assert np.allclose(unscaled(there, simulator), actions, atol=1e-6)
+
+
+# ---- ends that are not marked ----------------------------------------------------------------------------------------
+
+
+HOPPER = "Hopper-v5"
+
+
+def import_hopper(file: Path, output: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    """What is said of an import that succeeds."""
+    capfd.readouterr()
+    assert cli.main(["import", "hdf5", str(file), "--task", "Hopper", "--output", str(output)]) == 0
+    return capfd.readouterr().out
+
+
+def test_ends_that_are_not_marked_are_minded_where_next_observations_are_those_of_the_rows_after(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = recording(200, environment=HOPPER)
+    ends = np.flatnonzero(whole["terminations"])
+    assert len(ends) >= 5
+    without = spoilt(next_observations=None)(whole)
+    said = import_hopper(write_hdf5(tmp_path / "marked.hdf5", without), tmp_path / "out.h5", capfd)
+    assert (
+        "mind that marked.hdf5 has no next_observations, so that an end which it does not mark becomes a false" in said
+    )
+    assert "look like one" not in said
+    without["terminations"][ends[1:4]] = False
+    said = import_hopper(write_hdf5(tmp_path / "unmarked.hdf5", without), tmp_path / "out.h5", capfd)
+    assert f"; 3 look like one, the first behind row {ends[1]}; mark where episodes end, and import it again\n" in said
+    whole["terminations"][ends[2]], whole["truncations"][ends[2]] = False, True
+    error = refused(
+        capfd, tmp_path / "out.h5", "hdf5", str(write_hdf5(tmp_path / "cut.hdf5", whole)), "--task", "Hopper"
+    )
+    assert f"first in row {ends[2]}; name the task" in error
+    said = import_hopper(
+        write_hdf5(tmp_path / "whole.hdf5", recording(200, environment=HOPPER)), tmp_path / "out.h5", capfd
+    )
+    assert "mind" not in said
+
+
+def test_episodes_that_are_longer_than_the_tasks_are_minded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for steps, minded in ((1000, False), (1001, True)):
+        rows = {"observations": np.zeros((steps, 4)), "actions": np.zeros((steps, 1)), "rewards": np.ones(steps)}
+        rows |= {"terminals": np.zeros(steps, np.bool_), "timeouts": np.arange(steps) == steps - 1}
+        import_hdf5(write_hdf5(tmp_path / "long.hdf5", rows), tmp_path / "out.h5")
+        said = capfd.readouterr().out
+        assert ("; 1 of its episodes are longer than the 1000 steps of the task's; mark" in said) == minded
+
+
+def test_rows_are_named_as_the_file_counts_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = spoilt(next_observations=None, actions=with_value(STEPS - 2, 9.0))(recording())
+    file = write_hdf5(tmp_path / "recording.hdf5", rows)
+    error = refused(capfd, tmp_path / "out.h5", "hdf5", str(file), "--task", "test-pendulum")
+    assert f"the action of row {STEPS - 2} is outside the bounds" in error
+
+
+# ---- files of somebody's ---------------------------------------------------------------------------------------------
+
+
+def elsewhere(file: h5py.File, name: str, path: Path) -> None:
+    """Move an array into another file, which is named by a link to it."""
+    with h5py.File(path.with_name("elsewhere.hdf5"), "w") as other:
+        other[name] = file[name][()]
+    del file[name]
+    file[name] = h5py.ExternalLink("elsewhere.hdf5", f"/{name}")
+
+
+def by_a_soft_link(file: h5py.File, name: str, path: Path) -> None:
+    file["somewhere"] = file[name][()]
+    del file[name]
+    file[name] = h5py.SoftLink("/somewhere")
+
+
+def virtual(file: h5py.File, name: str, path: Path) -> None:
+    shape, kind = file[name].shape, file[name].dtype
+    with h5py.File(path.with_name("source.hdf5"), "w") as other:
+        other["values"] = file[name][()]
+    layout = h5py.VirtualLayout(shape, kind)
+    layout[:] = h5py.VirtualSource(str(path.with_name("source.hdf5")), "values", shape)
+    del file[name]
+    file.create_virtual_dataset(name, layout)
+
+
+def raw(file: h5py.File, name: str, path: Path) -> None:
+    values = file[name][()]
+    path.with_name("raw").write_bytes(values.tobytes())
+    del file[name]
+    file.create_dataset(name, values.shape, values.dtype, external=[(str(path.with_name("raw")), 0, values.nbytes)])
+
+
+def declared_only(file: h5py.File, name: str, path: Path) -> None:
+    shape, kind = file[name].shape, file[name].dtype
+    del file[name]
+    file.create_dataset(name, (1 << 40, *shape[1:]), kind, chunks=(1024, *shape[1:]))
+
+
+def without_numbers(file: h5py.File, name: str, path: Path) -> None:
+    rows, kind = len(file[name]), file[name].dtype
+    del file[name]
+    file.create_dataset(name, (rows, 0), kind)
+
+
+def scalar(file: h5py.File, name: str, path: Path) -> None:
+    del file[name]
+    file[name] = 3.0
+
+
+def null(file: h5py.File, name: str, path: Path) -> None:
+    del file[name]
+    file[name] = h5py.Empty("f8")
+
+
+def group(file: h5py.File, name: str, path: Path) -> None:
+    del file[name]
+    file.create_group(name)
+
+
+PLACES = {
+    "external link": (elsewhere, "is a link to somewhere else; store the array itself in the file"),
+    "soft link": (by_a_soft_link, "is a link to somewhere else; store the array itself in the file"),
+    "virtual dataset": (virtual, "is stored in other files; store the array itself in the file"),
+    "external raw data": (raw, "is stored in other files; store the array itself in the file"),
+    "sizes without data": (declared_only, "0 are there; get it anew"),
+    "no numbers": (without_numbers, "has the shape [80, 0]; give each step"),
+    "a scalar": (scalar, "is no array of numbers; write one row for each step"),
+    "a null dataspace": (null, "is no array of numbers; write one row for each step"),
+    "a group": (group, "is missing; add it"),
+}
+
+
+@pytest.mark.parametrize("name", ["observations", "rewards"])
+@pytest.mark.parametrize("case", PLACES)
+def test_arrays_that_are_not_wholly_in_the_file_are_refused_in_one_sentence(
+    rows: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str, name: str
+) -> None:
+    change, said = PLACES[case]
+    path = write_hdf5(tmp_path / "recording.hdf5", rows)
+    with h5py.File(path, "a") as file:
+        change(file, name, path)
+    error = refused(capfd, tmp_path / "out.h5", "hdf5", str(path), "--task", "test-pendulum")
+    assert name in error
+    assert said in error
+
+
+def test_the_file_of_a_minari_dataset_is_called_what_it_is(
+    imported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
+    shard = tmp_path / "root/data/runs/from-data/m/seed-0/data/00000.h5"
+    collect(**begin(shard, imported), seed=0, cycle=0, task="from-data")
+    words = ["export", "minari", "from-data/m/seed-0", "--folder", str(tmp_path / "root"), "--environment", ENVIRONMENT]
+    assert cli.main([*words, "--output", str(tmp_path / "datasets")]) == 0
+    file = tmp_path / "datasets/from-data-m-seed-0-v0/data/main_data.hdf5"
+    words = ["hdf5", str(file), "--task", "test-pendulum"]
+    error = refused(capfd, tmp_path / "out.h5", *words)
+    assert (
+        "name the dataset instead, `usbpo import minari from-data-m-seed-0-v0` with MINARI_DATASETS_PATH set" in error
+    )
+    for content in (b"", b'{"dataset_id": 7}', b'{"dataset_id": "\\u001b[2J"}', b"[" * 10_000):
+        file.with_name("metadata.json").write_bytes(content)
+        assert "`usbpo import minari NAME` with" in refused(capfd, tmp_path / "out.h5", *words)
+
+
+DIES = """
+import os, sys, time
+
+if "usbpo.formats.recorded" in sys.orig_argv:
+    {deed}
+"""
+
+
+@pytest.mark.parametrize(
+    ("deed", "said"),
+    [
+        ("os.kill(os.getpid(), 11)", "reading it crashes (signal 11), so it is damaged; get it anew"),
+        ("time.sleep(60)", "reading it does not end within 2 s, so it is damaged; get it anew"),
+    ],
+)
+def test_a_file_that_hdf5_crashes_on_or_never_ends_with_is_refused_in_one_sentence(
+    rows: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    deed: str, said: str,
+) -> None:  # fmt: skip
+    (tmp_path / "sitecustomize.py").write_text(DIES.format(deed=deed))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("usbpo.formats.recorded.PATIENCE", 2.0)
+    path = write_hdf5(tmp_path / "recording.hdf5", rows)
+    assert f"recording.hdf5: {said}" in refused(
+        capfd, tmp_path / "out.h5", "hdf5", str(path), "--task", "test-pendulum"
+    )
+
+
+def test_every_damage_of_an_hdf5_file_ends_in_a_sentence_or_in_an_import(
+    rows: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, rng = write_hdf5(tmp_path / "whole.hdf5", rows).read_bytes(), np.random.default_rng(0)
+    path, out = tmp_path / "damaged.hdf5", tmp_path / "out.h5"
+    for _ in range(6):
+        damaged = bytearray(whole)
+        place, size = int(rng.integers(min(len(whole), 3000))), int(rng.choice([1, 8, 512]))
+        damaged[place : place + size] = rng.integers(0, 256, size, np.uint8).tobytes()
+        path.write_bytes(damaged[: len(whole)])
+        code = cli.main(["import", "hdf5", str(path), "--task", "test-pendulum", "--output", str(out)])
+        error = capfd.readouterr().err
+        assert (code, len(error.splitlines())) in ((0, 0), (1, 1)), error

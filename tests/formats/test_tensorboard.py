@@ -261,6 +261,64 @@ def test_the_target_gives_the_verbs_bytes_and_is_no_part_of_all(finished: Path, 
     assert not planned(workspace, FILE)
 
 
+# ---- a TensorBoard that is running -----------------------------------------------------------------------------------
+# It goes on with what is added to a file that it has opened; another file of the same name it never looks at.
+
+
+def test_a_file_of_a_run_that_has_gone_on_is_added_to(finished: Path, tmp_path: Path) -> None:
+    run, logs = usbpo_run(finished), tmp_path / "logs"
+    path, _ = write_run(run, logs, cycles=1)
+    before, opened = path.read_bytes(), path.stat().st_ino
+    write_run(run, logs)
+    assert path.stat().st_ino == opened
+    assert path.read_bytes().startswith(before)
+    assert path.read_bytes() == write_run(run, tmp_path / "whole")[0].read_bytes()
+
+
+def test_what_a_killed_writer_left_is_completed(finished: Path, tmp_path: Path) -> None:
+    run, logs = usbpo_run(finished), tmp_path / "logs"
+    path, _ = write_run(run, logs)
+    whole, opened = path.read_bytes(), path.stat().st_ino
+    for size in (0, 5, len(whole) - 1, len(whole)):
+        path.write_bytes(whole[:size])
+        write_run(run, logs)
+        assert (path.read_bytes(), path.stat().st_ino) == (whole, opened), size
+
+
+@pytest.mark.parametrize("kind", ["other values", "longer", "symbolic link", "hard link"])
+def test_a_file_that_is_not_the_beginning_is_replaced_and_a_linked_one_left_as_it_is(
+    finished: Path, tmp_path: Path, kind: str
+) -> None:
+    run, logs = usbpo_run(finished), tmp_path / "logs"
+    path, _ = write_run(run, logs, cycles=1)
+    beginning, other = path.read_bytes(), tmp_path / "other"
+    if kind == "other values":
+        path.write_bytes(beginning[:-1] + b"x")
+    elif kind == "longer":
+        write_run(run, logs)
+        path.write_bytes(path.read_bytes() + b"more")
+    else:
+        path.rename(other)
+        path.symlink_to(other) if kind == "symbolic link" else path.hardlink_to(other)
+    opened = path.stat().st_ino
+    write_run(run, logs)
+    assert path.stat().st_ino != opened
+    assert path.read_bytes() == write_run(run, tmp_path / "whole")[0].read_bytes()
+    assert not other.exists() or other.read_bytes() == beginning
+
+
+def test_the_target_adds_to_its_files_too(finished: Path, tmp_path: Path) -> None:
+    workspace = shutil.copytree(finished, tmp_path / "workspace")
+    assert snakemake(workspace, FILE, "--config", "steps=60", cores=1).code == 0
+    before, opened = (workspace / FILE).read_bytes(), (workspace / FILE).stat().st_ino
+    done = snakemake(workspace, FILE, cores=1)
+    assert done.code == 0, done.said
+    assert (workspace / FILE).stat().st_ino == opened
+    assert (workspace / FILE).read_bytes().startswith(before)
+    assert len((workspace / FILE).read_bytes()) > len(before)
+    assert not planned(workspace, FILE)
+
+
 # ---- bad input ----------------------------------------------------------------------------------------------------
 
 

@@ -279,16 +279,19 @@ def test_mp4_says_what_it_needs(
     assert "MP4 needs imageio-ffmpeg; `pip install imageio-ffmpeg`, or write a .gif" in capfd.readouterr().err
 
 
-def test_a_run_without_policies_or_without_its_environment_is_named(
+def test_a_run_without_policies_or_without_a_configuration_is_named(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = NamedRun(tmp_path, "test-pendulum", "test-usbpo", 0)
     (tmp_path / OF_USBPO / "00003").mkdir(parents=True)
     assert cli.main(["video", USBPO, "--folder", str(tmp_path)]) == 1
     assert "it holds no policy yet" in capfd.readouterr().err
-    shutil.copy(finished / LAST, run.path(layout.POLICY, 3))
-    assert cli.main(["video", USBPO, "--folder", str(tmp_path)]) == 1
-    assert "add --environment ID" in capfd.readouterr().err
+    nameless = NamedRun(tmp_path, "nowhere", "test-usbpo", 0)
+    nameless.path(layout.POLICY, 3).parent.mkdir(parents=True)
+    shutil.copy(finished / LAST, nameless.path(layout.POLICY, 3))
+    assert cli.main(["video", nameless.name, "--folder", str(tmp_path)]) == 1
+    said = capfd.readouterr().err
+    assert "unknown task 'nowhere'" in said
+    assert said.endswith("or add --environment ID.\n")
 
 
 def test_a_damaged_policy_is_named(finished: Path, modules: Path, tmp_path: Path) -> None:

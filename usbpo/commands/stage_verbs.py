@@ -96,7 +96,8 @@ def verb(stage: str) -> Callable[..., None]:
         text = keys[name].description if name in keys else described.get(name, "")
         from_zero = name in ("seed", "cycle", "on_policy_steps") or (stage, name) == ("policy", "model_every")
         lowest = {int: 0 if from_zero else 1}.get(parameter.annotation)
-        option = typer.Option(f"--{name.replace('_', '-')}", help=text, min=lowest if name not in keys else None)
+        least = lowest if name not in keys else None
+        option = typer.Option(f"--{name.replace('_', '-')}", help=text, min=least, readable=False)  # the stage will say
         default = parameter.default
         if name in keys and not keys[name].is_required():
             # Null, where the stage must have a value, is what the configuration works out from other keys.

@@ -2,23 +2,29 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
+from usbpo.commands.exchange import DataFolder, EnvironmentArguments, EnvironmentId
 from usbpo.experiment.layers import FOLDERS
 from usbpo.experiment.schema import SCHEMAS, json_schema, keys_table
 
 
-def status(folder: Annotated[Path, typer.Argument(help="Folder that holds data/.")] = Path()) -> None:
+def status(folder: Annotated[Path, typer.Argument(help="Folder that holds data/.", readable=False)] = Path()) -> None:
     """Show how far every run on disk is, during a run or after it."""
     from usbpo.monitor.table import print_status
 
     print_status(folder)
 
 
-def inspect(files: Annotated[list[Path], typer.Argument(help="Artifacts: .h5, .safetensors or .json.")]) -> None:
+def inspect(
+    files: Annotated[list[Path], typer.Argument(help="Artifacts: .h5, .safetensors or .json.", readable=False)],
+) -> None:
     """Tell what an artifact is: kind, shapes, ranges, versions, configuration, seed, cycle."""
     from usbpo.artifacts.inspection import print_artifact
 
@@ -46,24 +52,41 @@ def verify(
 def results(
     experiment: Annotated[str, typer.Option(help="Name of the experiment.")],
     runs: Annotated[list[str], typer.Option(help="Runs, TASK/METHOD/seed-N:cycles=N:cycle_steps=N…")],
-    output: Annotated[Path, typer.Option(help="Folder for figures and tables.")],
+    output: Annotated[Path, typer.Option(help="Folder for figures and tables.", readable=False)],
     returns: Annotated[
         list[str] | None,
         typer.Option(help="Returns whose first reaching is timed, TASK=RETURN,RETURN…", show_default=False),
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+    folder: DataFolder = Path(),
 ) -> None:
     """Draw the figures and tables of an experiment."""
     from usbpo.experiment.run_files import RunFiles, parse_returns
-    from usbpo.report.results import results as make_results
 
-    make_results(
-        experiment=experiment,
-        runs=[RunFiles.parse(run) for run in runs],
-        output=output,
-        returns=parse_returns(returns or []),
-        root=folder,
-    )
+    with _own_folder_of_matplotlib():
+        from usbpo.report.results import results as make_results
+
+        make_results(
+            experiment=experiment,
+            runs=[RunFiles.parse(run) for run in runs],
+            output=output,
+            returns=parse_returns(returns or []),
+            root=folder,
+        )
+
+
+@contextmanager
+def _own_folder_of_matplotlib() -> Iterator[None]:
+    """Have matplotlib keep its list of this machine's fonts, which it makes in a second, elsewhere than in HOME."""
+    variable = "MPLCONFIGDIR"
+    if variable in os.environ:
+        yield
+        return
+    with TemporaryDirectory(prefix="usbpo-") as folder:
+        os.environ[variable] = folder
+        try:
+            yield
+        finally:
+            del os.environ[variable]
 
 
 def plan(
@@ -72,7 +95,7 @@ def plan(
     ] = None,
     cores: Annotated[int, typer.Option(help="Cores that Snakemake may use.", min=1)] = os.cpu_count() or 1,
     scale: Annotated[float | None, typer.Option(help="In place of the experiment's scale.")] = None,
-    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+    folder: DataFolder = Path(),
 ) -> None:
     """Say what an experiment will take before it runs: runs, jobs, disk, time, and what stands already."""
     from usbpo.experiment.plan import Plan
@@ -94,7 +117,7 @@ def publish(
     ] = None,
     push: Annotated[bool, typer.Option(help="Push to DVC's remote, too.")] = True,
     remote: Annotated[str | None, typer.Option(help="Name of DVC's remote; without it the default one.")] = None,
-    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+    folder: DataFolder = Path(),
 ) -> None:
     """Add what is finished to DVC and push it; only `git commit` is left to do."""
     from usbpo.commands.publish import publish as add_and_push
@@ -111,7 +134,7 @@ def gc(
         str | None, typer.Argument(help="Experiment file, or the name of one in config/experiments; or the default.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
-    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+    folder: DataFolder = Path(),
 ) -> None:
     """Delete what an experiment's runs need no more: models, policies and rollouts not kept, and broken-off files."""
     from usbpo.commands.gc import collect_leftovers
@@ -139,7 +162,7 @@ def submit(
     everything: Annotated[bool, typer.Option("--all", help="Finished runs too: their keys or code changed.")] = False,
     results: Annotated[bool, typer.Option(help="Whether a last job draws the results.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch scripts and submit nothing.")] = False,
-    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+    folder: DataFolder = Path(),
 ) -> None:
     """Run an experiment on a Slurm cluster: a job for each run, or for some; type it again for what is not finished."""
     from usbpo.commands.batch_scripts import Request, Workspace
@@ -173,11 +196,11 @@ def tensorboard(
             show_default=False,
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="TensorBoard's log folder; each run has a folder below it.")] = Path(
-        "data/tensorboard"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="TensorBoard's log folder; each run has a folder below it.", readable=False)
+    ] = Path("data/tensorboard"),
     cycles: Annotated[int | None, typer.Option(help="Last cycle to read; all without it.", min=0)] = None,
-    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+    folder: DataFolder = Path(),
 ) -> None:
     """Write what runs have on disk as TensorBoard event files."""
     from usbpo.experiment.named import named_runs
@@ -190,37 +213,31 @@ def video(
     run: Annotated[str, typer.Argument(help="TASK/METHOD/seed-N, or the folder of a run.")],
     cycle: Annotated[int | None, typer.Option(help="Cycle of the policy; the last without it.", min=0)] = None,
     output: Annotated[
-        Path | None, typer.Option(help=".gif or .mp4; data/videos/TASK/METHOD/seed-N/CYCLE.gif without it.")
+        Path | None,
+        typer.Option(help=".gif or .mp4; data/videos/TASK/METHOD/seed-N/CYCLE.gif without it.", readable=False),
     ] = None,
     episode_seed: Annotated[
         int | None, typer.Option(help="Seed of the episode; without it that of the run's first evaluation.", min=0)
     ] = None,
     seconds: Annotated[float, typer.Option(help="Longest video, in seconds of simulated time.", min=0.1)] = 10.0,
-    environment: Annotated[
-        str | None, typer.Option(help="Gymnasium id; without it the one that the run collected in.")
-    ] = None,
-    environment_arguments: Annotated[
-        str | None,
-        typer.Option(help="Its keyword arguments, as JSON; without it the run's, or none with --environment."),
-    ] = None,
-    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+    environment: EnvironmentId = None,
+    environment_arguments: EnvironmentArguments = None,
+    folder: DataFolder = Path(),
 ) -> None:
     """Film one episode of a run's deterministic policy."""
-    from usbpo.experiment.named import named_run
+    from usbpo.experiment.named import last_policy, named_run
+    from usbpo.formats.environment import environment_of, headers_of
     from usbpo.formats.video import video as film
 
-    film(
-        named_run(run, folder),
-        cycle=cycle,
-        output=output,
-        episode_seed=episode_seed,
-        seconds=seconds,
-        environment=environment,
-        environment_arguments=environment_arguments,
-    )
+    named = named_run(run, folder)
+    cycle = last_policy(named) if cycle is None else cycle
+    made_in = environment_of(named, headers_of(named, cycle), environment, environment_arguments)
+    film(named, cycle, made_in, output=output, episode_seed=episode_seed, seconds=seconds)
 
 
-def schema(folder: Annotated[Path, typer.Argument(help="Folder to write into.")] = Path("workflow/schemas")) -> None:
+def schema(
+    folder: Annotated[Path, typer.Argument(help="Folder to write into.", readable=False)] = Path("workflow/schemas"),
+) -> None:
     """Write the JSON schemas and the table of keys from the models in usbpo/experiment/."""
     from usbpo.artifacts.files import write_text
 

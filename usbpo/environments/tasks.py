@@ -199,7 +199,9 @@ def make(environment: str, arguments: Mapping[str, Any] | None = None) -> Any:
     """
     usercode.make_importable()
     if ":" in environment:
-        usercode.imported.add(environment.partition(":")[0])
+        module = environment.partition(":")[0]
+        usercode.refuse_data(module)
+        usercode.imported.add(module)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -34,13 +34,35 @@ def make_importable() -> None:
     importlib.invalidate_caches()
 
 
+def refuse_data(name: str) -> None:
+    """Check that a module does not lie below data/: what is pulled, imported or exported lies there, and is no code.
+
+    Raises:
+        UsbpoError: it does.
+    """
+    spec = _spec(name)
+    found = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+    for place in (Path(os.path.abspath(place)) for place in found if place):
+        if any(_holds_data(folder) for folder in place.parents):
+            raise UsbpoError(f"the module {name!r} is {place}, below data/, where no code is looked for; move it out.")
+
+
+def _holds_data(folder: Path) -> bool:
+    """Whether a folder is data/ of the current folder or, as what lies beside it tells, of a workspace elsewhere."""
+    above = folder.parent
+    return folder.name == "data" and (
+        above == Path.cwd() or any((above / sign).exists() for sign in (".dvc", ".snakemake", "Snakefile"))
+    )
+
+
 def import_module(name: str) -> ModuleType:
     """Import a module of the user's.
 
     Raises:
-        UsbpoError: it is not found, or its code fails.
+        UsbpoError: it is not found, lies below data/, or its code fails.
     """
     make_importable()
+    refuse_data(name)
     imported.add(name)
     try:
         return importlib.import_module(name)
@@ -119,7 +141,7 @@ def _spec(module: str) -> ModuleSpec | None:
     importlib.invalidate_caches()
     for part in module.split("."):
         name = f"{name}.{part}".lstrip(".")
-        spec = PathFinder.find_spec(name, places)
+        spec = PathFinder.find_spec(part, places)  # of the whole name a folder without __init__.py wants its parent
         if spec is None and name == module.split(".")[0]:
             try:
                 spec = importlib.util.find_spec(name)  # what is installed for development has finders of its own

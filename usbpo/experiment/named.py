@@ -1,6 +1,8 @@
 """The runs on disk that a person names: by TASK/METHOD/seed-N, by a folder, or by the results of an experiment."""
 
 import csv
+import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from usbpo.experiment.paths import is_file, is_folder
 from usbpo.experiment.sentences import shortened
 
 _RUNS = ("data", "runs")
+_CYCLE = re.compile("[0-9]{5}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+"""As task and method files are named"""
 _RESULTS = ("data", "results")
 
 
@@ -35,10 +40,27 @@ class NamedRun:
         cycle_digits = five_digits(cycle)
         return self.root / template.format(task=self.task, method=self.method, seed=self.seed, cycle=cycle_digits)
 
+    def has(self, template: str, cycle: int) -> bool:
+        """Whether such a file of a cycle is there.
+
+        Raises:
+            UsbpoError: something else is in its place, or a link to nothing.
+        """
+        path = self.path(template, cycle)
+        there = is_file(path)
+        if not there and os.path.lexists(path):
+            raise UsbpoError(f"{path}: this is no file, or a link to none; remove it, and pull or make it anew.")
+        return there
+
     def cycles(self) -> list[int]:
-        """The cycles that have a folder, in ascending order."""
-        folders = self.root.joinpath(*_RUNS, self.name).glob("[0-9]" * 5)
-        return sorted(int(folder.name) for folder in folders if folder.is_dir())
+        """The cycles that have a folder, in ascending order.
+
+        Raises:
+            OSError: the run's folder cannot be looked into.
+        """
+        folder = self.root.joinpath(*_RUNS, self.name)
+        names = os.listdir(folder) if folder.is_dir() else []
+        return sorted(int(name) for name in names if _CYCLE.fullmatch(name) and (folder / name).is_dir())
 
 
 def named_runs(words: Sequence[str], root: Path = Path()) -> list[NamedRun]:
@@ -76,34 +98,12 @@ def last_policy(run: NamedRun) -> int:
     Raises:
         UsbpoError: none has.
     """
-    with_policy = [cycle for cycle in run.cycles() if run.path(layout.POLICY, cycle).is_file()]
+    with_policy = [cycle for cycle in run.cycles() if run.has(layout.POLICY, cycle)]
     if not with_policy:
         raise UsbpoError(
             f"{run.root / 'data/runs' / run.name}: it holds no policy yet; run it on, or name another run."
         )
     return with_policy[-1]
-
-
-def environment_of(run: NamedRun, cycle: int) -> tuple[str, str]:
-    """Id and arguments (JSON) of the environment, as the evaluation or the shard of a cycle says.
-
-    Raises:
-        UsbpoError: neither is there, or it is damaged.
-    """
-    from usbpo.artifacts import evaluations, hdf5, transitions  # not before: they are heavy
-
-    for template, kind in ((layout.EVALUATION, evaluations.KIND), (layout.SHARD, transitions.KIND)):
-        path = run.path(template, cycle)
-        if path.is_file():
-            with hdf5.opened(path, kind) as arrays:
-                told = [arrays.header.parameters.get(name) for name in ("environment", "environment_arguments")]
-            if not all(isinstance(one, str) for one in told):
-                raise UsbpoError(f"{path}: its header does not name the environment; delete it and run again.")
-            return str(told[0]), str(told[1])
-    raise UsbpoError(
-        f"{run.path(layout.EVALUATION, cycle)}: neither it nor the cycle's shard is there to tell the environment; "
-        "run that cycle again or, for a video, add --environment ID."
-    )
 
 
 def _named(word: str, root: Path) -> list[NamedRun]:
@@ -146,6 +146,8 @@ def _of_results(folder: Path, root: Path) -> list[NamedRun]:
     with open(path, encoding="utf-8", newline="") as file:
         try:
             rows = [(row["task"], row["method"], int(row["seed"])) for row in csv.DictReader(file)]
+            if not all(_NAME.fullmatch(name) for *names, _ in rows for name in names):
+                raise ValueError("what is no name would lead to another folder")
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UsbpoError(f"{path}: it does not name runs; delete it and draw the results again.") from error
     return _runs(root, dict.fromkeys(rows))

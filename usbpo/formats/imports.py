@@ -1,12 +1,9 @@
 """Real data from elsewhere, checked against a task, as a file that a run begins with in place of random steps."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +16,7 @@ from usbpo.errors import UsbpoError
 from usbpo.experiment.layers import FOLDERS
 from usbpo.experiment.loading import load_run
 from usbpo.experiment.options import environment_arguments
+from usbpo.formats.recorded import Recorded, first_observations, read_hdf5, read_minari
 from usbpo.formats.writing import require_packages
 
 METHOD = "mbpo"
@@ -28,37 +26,11 @@ DIFFERING = 0.01
 """Share of the terminal rows in which the task's termination function may differ from what was recorded: a simulator
 may judge by what the observation does not show (`usbpo check-task`)."""
 
+RESETS = 200
+"""Beginnings of the task's episodes that tell where these lie"""
+
 OVER_BOUNDS = 1e-5
 """By how much of their range actions may exceed their bounds, which is rounding; they are put back on them."""
-
-ALTERNATIVES = {"terminations": "terminals", "truncations": "timeouts"}
-"""D4RL's names for what Gymnasium calls so."""
-
-
-@dataclass
-class Recorded:
-    """Real transitions in the environment's own units, in the order in which they happened."""
-
-    source: str
-    """Names the data in errors."""
-    observations: NDArray[Any]
-    """(rows, obs_dim)"""
-    actions: NDArray[Any]
-    """(rows, act_dim)"""
-    rewards: NDArray[Any]
-    """(rows,)"""
-    next_observations: NDArray[Any]
-    """(rows, obs_dim)"""
-    terminations: NDArray[np.bool_]
-    """(rows,)"""
-    truncations: NDArray[np.bool_]
-    """(rows,)"""
-    episodes: NDArray[np.int64]
-    """(rows,): from 0"""
-    environment: str = ""
-    """Gymnasium id of the environment, where the data name it."""
-    left_out: int = 0
-    """Numbers at the end of each observation that were recorded and are not taken."""
 
 
 def import_minari(dataset_id: str, task: str, output: Path, observations: int | None = None) -> None:
@@ -121,146 +93,6 @@ def check_output(output: Path, file: Path | None = None) -> None:
         ) from error
 
 
-def read_minari(dataset_id: str) -> Recorded:
-    """All episodes of a Minari dataset.
-
-    Raises:
-        UsbpoError: there is no such dataset, its spaces are no boxes, or an episode goes on after its end.
-    """
-    import minari
-    from gymnasium.spaces import Box
-
-    try:
-        dataset = minari.load_dataset(dataset_id)
-        spaces = {"observation": dataset.observation_space, "action": dataset.action_space}
-        for name, space in spaces.items():
-            if not isinstance(space, Box):
-                raise UsbpoError(f"{dataset_id}: its {name} space is {type(space).__name__}, but must be a Box.")
-        episodes = list(dataset.iterate_episodes())
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        said, *_ = " ".join(str(error).split()).partition(" Use download=True")  # an argument in Python
-        raise UsbpoError(
-            f"{dataset_id}: Minari cannot read this dataset ({said.rstrip('.')}); get it with "
-            f"`minari download {dataset_id}`, which needs `pip install 'minari[hf]'`, or set MINARI_DATASETS_PATH."
-        ) from error
-    if not episodes:
-        raise UsbpoError(f"{dataset_id}: it has no episodes; name another dataset.")
-    for episode in episodes:
-        if (episode.terminations | episode.truncations)[:-1].any():
-            raise UsbpoError(f"{dataset_id}: episode {episode.id} goes on after its end; take a dataset without that.")
-
-    def joined(arrays: list[Any]) -> NDArray[Any]:
-        return np.concatenate([np.asarray(values).reshape(len(values), -1) for values in arrays])
-
-    numbers: dict[str, Any] = {
-        "observations": joined([episode.observations[:-1] for episode in episodes]),
-        "next_observations": joined([episode.observations[1:] for episode in episodes]),
-        "actions": joined([episode.actions for episode in episodes]),
-        "rewards": joined([episode.rewards for episode in episodes])[:, 0],
-    }
-    check_finite(dataset_id, numbers)
-    return Recorded(
-        source=dataset_id,
-        **numbers,
-        terminations=joined([episode.terminations for episode in episodes])[:, 0].astype(np.bool_),
-        truncations=joined([episode.truncations for episode in episodes])[:, 0].astype(np.bool_),
-        episodes=np.repeat(np.arange(len(episodes)), [len(episode) for episode in episodes]),
-        environment=dataset.env_spec.id if dataset.env_spec else "",
-    )
-
-
-def read_hdf5(path: Path) -> Recorded:
-    """The rows of a file as `import_hdf5` describes it.
-
-    Raises:
-        UsbpoError: the file is missing, damaged, lacks a dataset, or has rows that do not follow from each other.
-    """
-    if path.is_dir():
-        raise UsbpoError(f"{path}: this is a folder; name the HDF5 file that is in it.")
-    if not path.is_file():
-        raise UsbpoError(f"{path}: there is no such file; name the one with the data.")
-    try:
-        with h5py.File(path, "r") as file:
-            if "header" in file.attrs:
-                raise UsbpoError(f"{path}: this is a file of usbpo; `usbpo export minari` its run, and import that.")
-            found = {name: _dataset(path, file, name) for name in _NAMES if name in file or name in _REQUIRED}
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UsbpoError(f"{path}: the file is no HDF5, or is cut short or damaged; get it anew.") from error
-    rows = len(found["rewards"])
-    if not any(map(len, found.values())):
-        raise UsbpoError(f"{path}: it has no rows; name a file that holds steps.")
-    for name, values in found.items():
-        if len(values) != rows:
-            raise UsbpoError(f"{path}: {name} has {len(values)} rows, but rewards has {rows}; give each step one row.")
-        if name in ("rewards", *ALTERNATIVES) and values.size != rows:
-            raise UsbpoError(f"{path}: {name} has the shape {list(values.shape)}; give each step one number.")
-    check_finite(str(path), found)
-    terminated, truncated = (found[name].reshape(rows).astype(np.bool_) for name in ALTERNATIVES)
-    ended = terminated | truncated
-    episodes = np.cumsum(np.concatenate([[0], ended[:-1]])).astype(np.int64)
-    observations = found["observations"].reshape(rows, -1)
-    goes_on = np.flatnonzero(~ended[:-1])
-    if "next_observations" in found:
-        known, following = np.arange(rows), found["next_observations"].reshape(rows, -1)
-        if following.shape != observations.shape:
-            raise UsbpoError(f"{path}: next_observations and observations differ in shape; give both the same.")
-        broken = goes_on[
-            ~np.isclose(following[goes_on], observations[goes_on + 1], atol=1e-5, equal_nan=True).all(axis=1)
-        ]
-        if len(broken):
-            raise UsbpoError(
-                f"{path}: no episode ends in row {broken[0]}, but its next observation is not the observation of the "
-                f"row after it; mark where episodes end in {ALTERNATIVES['truncations']}."
-            )
-    else:
-        known, following = goes_on, np.concatenate([observations[1:], observations[:1]])
-        if not len(known):
-            raise UsbpoError(f"{path}: it has no next_observations and no episode of two steps; add them.")
-    return Recorded(
-        source=path.name,
-        observations=observations[known],
-        actions=found["actions"].reshape(rows, -1)[known],
-        rewards=found["rewards"].reshape(rows)[known],
-        next_observations=following[known],
-        terminations=terminated[known],
-        truncations=truncated[known],
-        episodes=episodes[known],
-    )
-
-
-_REQUIRED = ("observations", "actions", "rewards", *ALTERNATIVES)
-_NAMES = (*_REQUIRED, "next_observations")
-
-
-def _dataset(path: Path, file: h5py.File, name: str) -> NDArray[Any]:
-    """An array by its name, or by D4RL's."""
-    for known in (name, ALTERNATIVES.get(name, name)):
-        if isinstance(file.get(known), h5py.Dataset):
-            values = np.asarray(file[known][()])
-            if values.ndim == 0 or values.dtype.kind not in "fiub":
-                raise UsbpoError(f"{path}: {known} is no array of numbers; write one row for each step.")
-            return values
-    or_else = f" or {ALTERNATIVES[name]}" if name in ALTERNATIVES else ""
-    raise UsbpoError(f"{path}: the dataset {name}{or_else} is missing; add it.")
-
-
-def first_observations(recorded: Recorded, count: int | None) -> Recorded:
-    """The recorded data with the first `count` numbers of each observation; with all where it is None.
-
-    AntTruncated and HumanoidTruncated observe the first numbers of what Gymnasium's Ant and Humanoid do.
-
-    Raises:
-        UsbpoError: there are fewer.
-    """
-    has = recorded.observations.shape[1]
-    if count is None:
-        return recorded
-    if count > has:
-        raise UsbpoError(f"{recorded.source}: it has {has} observations, but --observations is {count}; give fewer.")
-    taken = {name: getattr(recorded, name)[:, :count] for name in ("observations", "next_observations")}
-    return replace(recorded, **taken, left_out=has - count)
-
-
 def write_imported(recorded: Recorded, task: str, output: Path) -> None:
     """Check recorded data against a task, write them in our own format, and say how a run begins with them.
 
@@ -273,7 +105,6 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
     """
     keys = load_run(task, METHOD, FOLDERS).environment
     simulator = Simulator(keys.id, keys.arguments)
-    simulator.close()
     check_fits(recorded, simulator, task)
     differing, terminal = check_terminations(recorded, keys.termination)
     truncations = recorded.truncations.copy()
@@ -298,6 +129,8 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
     transitions.write(output, Header(transitions.IMPORTED, task, 0, 0, parameters), batch)
     if recorded.environment not in ("", keys.id.rpartition(":")[2]):
         print(f"mind that {recorded.source} was recorded in {recorded.environment}, and {task} is {keys.id}")
+    if recorded.inferred:
+        print(unmarked_ends(recorded, simulator))
     print(
         f"{output}: {len(batch)} steps in {len(last)} episodes of {recorded.source}, mean reward "
         f"{batch.rewards.mean():.4g}, {int(batch.terminations.sum())} terminations ({keys.termination} differs in "
@@ -325,27 +158,11 @@ def check_fits(recorded: Recorded, simulator: Simulator, task: str) -> None:
     slack = OVER_BOUNDS * (high - low)
     outside = np.flatnonzero(((recorded.actions < low - slack) | (recorded.actions > high + slack)).any(axis=1))
     if len(outside):
+        row = recorded.numbers[outside[0]]
         raise UsbpoError(
-            f"{recorded.source}: the action of row {outside[0]} is outside the bounds of {simulator.name}; "
-            "give actions in the environment's own units."
+            f"{recorded.source}: the action of row {row} is outside the bounds of {simulator.name}; give actions in "
+            "the environment's own units."
         )
-
-
-def check_finite(source: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Check that single precision holds every number of some arrays (rows, …), by their names.
-
-    Raises:
-        UsbpoError: one is NaN, infinite or too large.
-    """
-    for name, values in arrays.items():
-        with np.errstate(over="ignore"):
-            held = values.astype(np.float32).reshape(len(values), -1)
-        faulty = np.flatnonzero(~np.isfinite(held).all(axis=1))
-        if len(faulty):
-            raise UsbpoError(
-                f"{source}: {name} holds NaN, infinity or what single precision cannot hold in row {faulty[0]}; "
-                "leave out its episode."
-            )
 
 
 def check_terminations(recorded: Recorded, termination: str) -> tuple[int, int]:
@@ -363,9 +180,33 @@ def check_terminations(recorded: Recorded, termination: str) -> tuple[int, int]:
     if differing > DIFFERING * terminal:
         raise UsbpoError(
             f"{recorded.source}: {termination!r} differs from the recorded terminations in {differing} of {terminal} "
-            f"terminal rows, first in row {int(np.flatnonzero(differ)[0])}; name the task of these data."
+            f"terminal rows, first in row {recorded.numbers[differ][0]}; name the task of these data."
         )
     return differing, terminal
+
+
+def unmarked_ends(recorded: Recorded, simulator: Simulator) -> str:
+    """What to mind where next observations are those of the rows after: an end that is not marked joins two episodes.
+
+    Two signs tell of such an end: a row that lies where the task's episodes begin, behind one that does not, and an
+    episode of more steps than the task allows.
+    """
+    begins = np.array([simulator.reset(seed) for seed in range(RESETS)])
+    centre, half = (begins.max(axis=0) + begins.min(axis=0)) / 2, (begins.max(axis=0) - begins.min(axis=0)) / 2
+    at_begin = (np.abs(recorded.next_observations - centre) <= 1.1 * half + 1e-5).all(axis=1)
+    elsewhere = (np.abs(recorded.observations - centre) > 3 * half + 1e-4).any(axis=1)
+    joined = recorded.numbers[at_begin & elsewhere]
+    limit = simulator.time_limit._max_episode_steps
+    longer = int((np.bincount(recorded.episodes) >= limit).sum())  # the last step of each is left out
+    said = (
+        f"mind that {recorded.source} has no next_observations, so that an end which it does not mark becomes a false "
+        "transition"
+    )
+    if len(joined):
+        said += f"; {len(joined)} look like one, the first behind row {joined[0]}"
+    if longer:
+        said += f"; {longer} of its episodes are longer than the {limit} steps of the task's"
+    return said + ("; mark where episodes end, and import it again" if len(joined) or longer else "")
 
 
 def unscaled(actions: NDArray[Any], simulator: Simulator) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ episodes.
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +21,13 @@ from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
 from usbpo.experiment.named import NamedRun
+from usbpo.formats.environment import environment_of
+from usbpo.formats.recorded import VARIABLE
 from usbpo.formats.writing import require_packages, writing_folder
 from usbpo.stages.collect import END_WITH_CYCLE, environment_seed
 
-VARIABLE = "MINARI_DATASETS_PATH"
-"""Environment variable: the folder in which Minari looks for datasets."""
+REQUIRED = ("gymnasium", "mujoco")
+"""The packages whose versions a reader of the dataset needs to know"""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,17 @@ class RealData:
     """All real transitions of a run, and what its shards say of themselves."""
 
     transitions: Transitions
-    header: Header
-    """That of the last shard"""
+    headers: dict[Path, Header]
+    """Those of the shards, by their paths, in order"""
     reset_seeds: dict[int, int]
     """By number of the episode, the seed that its reset was given; the other episodes go on with the generator."""
     initial_data: Mapping[str, Any] | None
     """What the first shard says of imported data that the run began with, and their rows; None where there are none."""
+
+    @property
+    def last(self) -> Header:
+        """The header of the last shard."""
+        return list(self.headers.values())[-1]
 
 
 def dataset_id(run: NamedRun) -> str:
@@ -46,7 +53,9 @@ def dataset_id(run: NamedRun) -> str:
     return f"{run.task}-{run.method}-seed-{run.seed}-v0".replace(".", "_")
 
 
-def export_minari(run: NamedRun, output: Path) -> Path:
+def export_minari(
+    run: NamedRun, output: Path, environment: str | None = None, environment_arguments: str | None = None
+) -> Path:
     """Write all real data of a run as a Minari dataset; one that is there already is replaced.
 
     Actions are those that the environment was given, in its own units; observations, and rewards, have the single
@@ -57,22 +66,24 @@ def export_minari(run: NamedRun, output: Path) -> Path:
     Args:
         run: the run.
         output: Minari's folder of datasets (`MINARI_DATASETS_PATH`).
+        environment, environment_arguments: as in `environment_of`.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        UsbpoError: Minari is not installed, the run has no real data, a shard is missing or damaged, its environment
-            cannot be made, or the dataset cannot be written.
+        UsbpoError: Minari is not installed, the run has no real data, a shard is missing or damaged, nothing tells its
+            environment or that cannot be made or is of other sizes, or the dataset cannot be written.
     """
     require_packages("a Minari dataset", "minari")
     import minari
 
     data = real_data(run)
-    keys = data.header.parameters
-    simulator = Simulator(str(keys["environment"]), read_arguments(str(keys["environment_arguments"])))
+    told = environment_of(run, data.headers.items(), environment, environment_arguments)
+    simulator = Simulator(told[0], read_arguments(told[1]))
+    check_sizes(data, simulator)
     episodes = [minari.data_collector.EpisodeBuffer(**episode) for episode in episodes_of(data, simulator)]
-    name, versions = dataset_id(run), data.header.versions
+    name, versions = dataset_id(run), data.last.versions
     with writing_folder(output / name) as temporary, _datasets_in(temporary), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it asks for an author, an address and a permanent link
         dataset = minari.create_dataset_from_buffers(
@@ -83,11 +94,11 @@ def export_minari(run: NamedRun, output: Path) -> Path:
             action_space=simulator.env.action_space,
             algorithm_name=run.method,
             description=description_of(run, data),
-            requirements=[f"{package}=={versions[package]}" for package in ("gymnasium", "mujoco")],
+            requirements=[f"{package}=={versions[package]}" for package in REQUIRED if package in versions],
             data_format="hdf5",
             jpeg_encoding=False,
         )
-        dataset.storage.update_metadata({"usbpo": _provenance(run, data)})
+        dataset.storage.update_metadata({"usbpo": _provenance(run, data, told)})
         for made in sorted((temporary / name).iterdir()):
             made.rename(temporary / made.name)
         (temporary / name).rmdir()
@@ -109,22 +120,69 @@ def real_data(run: NamedRun) -> RealData:
     if not shards:
         raise UsbpoError(f"{run.path(layout.SHARD, 0)}: the run has no real data yet; run it on, or name another run.")
     parts: list[Transitions] = []
+    headers: dict[Path, Header] = {}
     seeds: dict[int, int] = {}
     initial_data = None
     for cycle in range(int(shards[-1].stem) + 1):
         path = run.path(layout.SHARD, cycle)
         header, batch = transitions.read(path)
         check_place(path, header.identity, run.task, run.method, run.seed, cycle)
+        check_follows(path, batch, parts)
+        imported = _imported(path, header)
         first, last = int(batch.episodes[0]), int(batch.episodes[-1])
-        is_own = "initial_data" not in header.parameters
-        if not is_own:
-            initial_data = {**header.parameters["initial_data"], "rows": len(batch)}
-        if header.parameters["episodes"] == END_WITH_CYCLE:
-            seeds |= {first: environment_seed(run.seed, cycle)} if is_own else {}
+        if imported is not None:
+            initial_data = {**imported, "rows": len(batch)}
+        if header.parameters.get("episodes") == END_WITH_CYCLE:
+            seeds |= {first: environment_seed(run.seed, cycle)} if imported is None else {}
         elif cycle == 0:
-            seeds[first if is_own else last + 1] = environment_seed(run.seed, 0)
+            seeds[first if imported is None else last + 1] = environment_seed(run.seed, 0)
+        headers[path] = header
         parts.append(batch)
-    return RealData(transitions.concatenate(parts), header, seeds, initial_data)
+    return RealData(transitions.concatenate(parts), headers, seeds, initial_data)
+
+
+def check_follows(path: Path, batch: Transitions, before: Sequence[Transitions]) -> None:
+    """Check that a shard has rows, of the sizes of those before.
+
+    Raises:
+        UsbpoError: it has none, or others.
+    """
+    if not len(batch):
+        raise UsbpoError(f"{path}: it has no rows; delete it and run again.")
+    for name in ("observations", "next_observations", "actions"):
+        sizes = [getattr(part, name).shape[1:] for part in (*before[:1], batch)]
+        if len(set(sizes)) > 1:
+            raise UsbpoError(
+                f"{path}: its {name} have the shape {list(sizes[1])} a row, but the run's first {list(sizes[0])}; "
+                "put the run's own shard there, or delete it and run again."
+            )
+
+
+def _imported(path: Path, header: Header) -> Mapping[str, Any] | None:
+    """What a shard says of the imported data that it begins with; None where it begins with none.
+
+    Raises:
+        UsbpoError: it does not say from where they are.
+    """
+    found = header.parameters.get("initial_data")
+    if found is not None and not (isinstance(found, Mapping) and isinstance(found.get("source"), str)):
+        raise UsbpoError(f"{path}: its header does not say from where its rows are; delete it and run again.")
+    return found
+
+
+def check_sizes(data: RealData, simulator: Simulator) -> None:
+    """Check that an environment has the sizes of a run's real data.
+
+    Raises:
+        UsbpoError: it has others.
+    """
+    rows = data.transitions
+    sizes = rows.observations.shape[1], rows.actions.shape[1]
+    if sizes != (simulator.obs_dim, simulator.act_dim):
+        raise UsbpoError(
+            f"the run has {sizes[0]} observations and {sizes[1]} actions, but {simulator.name} has "
+            f"{simulator.obs_dim} and {simulator.act_dim}; name the environment that it was collected in."
+        )
 
 
 def description_of(run: NamedRun, data: RealData) -> str:
@@ -185,16 +243,16 @@ def _shaped(values: NDArray[Any], space: Any) -> NDArray[Any]:
     return shaped
 
 
-def _provenance(run: NamedRun, data: RealData) -> dict[str, Any]:
+def _provenance(run: NamedRun, data: RealData, environment: tuple[str, str]) -> dict[str, Any]:
     """Whose data they are, for the dataset's metadata."""
-    header = data.header
+    header = data.last
     return {
         "task": run.task,
         "method": run.method,
         "seed": run.seed,
         "cycles": header.cycle,
-        "environment": header.parameters["environment"],
-        "environment_arguments": read_arguments(str(header.parameters["environment_arguments"])),
+        "environment": environment[0],
+        "environment_arguments": read_arguments(environment[1]),
         "versions": dict(header.versions),
         **({} if data.initial_data is None else {"initial_data": dict(data.initial_data)}),
     }

@@ -4,6 +4,7 @@ The ONNX graph is written node by node. torch's exporter needs two more packages
 into the graph; a network of matrix products, ReLU and tanh needs neither.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from usbpo.artifacts.files import write_text, writing
 from usbpo.artifacts.header import Header
 from usbpo.environments.tasks import Simulator, read_arguments
 from usbpo.errors import UsbpoError
-from usbpo.experiment.named import NamedRun, environment_of, last_policy
+from usbpo.experiment.named import NamedRun, last_policy
 from usbpo.formats import policy_module
+from usbpo.formats.environment import environment_of, headers_of
 from usbpo.formats.policy_module import Policy
 from usbpo.formats.writing import require_packages, writing_folder
 from usbpo.numerics.optimizer import Params
@@ -39,14 +41,22 @@ EXAMPLE = '''"""One episode with an exported policy of usbpo, without usbpo: pyt
 
 Needs torch, safetensors, and Gymnasium with the environment below.
 """
+import importlib.util
+import sys
 from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != FOLDER]  # no module from beside data
 
 import gymnasium
 import torch
-from policy import Policy
+
+spec = importlib.util.spec_from_file_location("policy", FOLDER / "policy.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
 
 env = gymnasium.make({environment!r}, **{arguments!r})
-policy, ended, total = Policy(str(Path(__file__).with_name("policy.safetensors"))), False, 0.0
+policy, ended, total = module.Policy(str(FOLDER / "policy.safetensors")), False, 0.0
 observation, _ = env.reset(seed={seed})
 while not ended:
     rows = torch.as_tensor(observation, dtype=torch.float32).reshape(1, -1)
@@ -57,7 +67,13 @@ print("return", total)
 '''
 
 
-def export_policy(run: NamedRun, output: Path | None, cycle: int | None = None) -> Path:
+def export_policy(
+    run: NamedRun,
+    output: Path | None,
+    cycle: int | None = None,
+    environment: str | None = None,
+    environment_arguments: str | None = None,
+) -> Path:
     """Write a run's policy as `policy.onnx`, and as `policy.safetensors`, `policy.py` and `example.py`.
 
     Both give the deterministic action in the environment's own units, and mean and log standard deviation before the
@@ -68,28 +84,29 @@ def export_policy(run: NamedRun, output: Path | None, cycle: int | None = None) 
         run: the run.
         output: folder to write, replaced where it is there; `layout.EXPORTED_POLICY` without it.
         cycle: cycle of the policy; the last one that has a policy without it.
+        environment, environment_arguments: as in `environment_of`.
 
     Returns:
         The folder.
 
     Raises:
         UsbpoError: ONNX or its runtime is not installed, there is no such policy, it is damaged or of another
-            environment, the two do not agree, or the folder cannot be written.
+            environment, nothing tells the environment, the two do not agree, or the folder cannot be written.
     """
     require_packages("an exported policy", "onnx", "onnxruntime")
     cycle = last_policy(run) if cycle is None else cycle
     checkpoint = run.path(layout.POLICY, cycle)
     header, agent = sac.load(checkpoint)
-    environment, arguments = environment_of(run, cycle)
-    simulator = Simulator(environment, read_arguments(arguments))
+    name, arguments = environment_of(run, headers_of(run, cycle), environment, environment_arguments)
+    simulator = Simulator(name, read_arguments(arguments))
     simulator.close()
     sizes = agent.architecture.obs_dim, agent.architecture.act_dim
     if sizes != (simulator.obs_dim, simulator.act_dim):
         raise UsbpoError(
-            f"{checkpoint}: the policy takes {sizes[0]} observations and gives {sizes[1]} actions, but {environment} "
-            f"has {simulator.obs_dim} and {simulator.act_dim}; delete the run and make it anew."
+            f"{checkpoint}: the policy takes {sizes[0]} observations and gives {sizes[1]} actions, but {name} "
+            f"has {simulator.obs_dim} and {simulator.act_dim}; name the policy's own environment."
         )
-    told = {"environment": environment, "environment_arguments": arguments, "method": run.method}
+    told = {"environment": name, "environment_arguments": arguments, "method": run.method}
     header = replace(header, kind=KIND, parameters={**told, "updates": agent.updates})
     if output is None:
         output = run.path(layout.EXPORTED_POLICY, cycle)
@@ -98,7 +115,7 @@ def export_policy(run: NamedRun, output: Path | None, cycle: int | None = None) 
         checkpoints.write(weights, header, tensors_of(agent.actor, simulator))
         copyfile(policy_module.__file__, folder / "policy.py")
         seed = int(seed_sequence(run.seed, 0, "evaluate").spawn(1)[0].generate_state(1)[0])  # its first episode
-        example = EXAMPLE.format(environment=environment, arguments=read_arguments(arguments), seed=seed)
+        example = EXAMPLE.format(environment=name, arguments=read_arguments(arguments), seed=seed)
         write_text(folder / "example.py", example)
         policy = Policy(str(weights))
         with writing(folder / "policy.onnx") as temporary:
@@ -193,6 +210,7 @@ def compare(policy: Policy, path: Path) -> float:
 
 def run_onnx(path: Path, observations: Any) -> Mapping[str, Any]:
     """What an exported ONNX file gives for observations (rows, obs_dim), by the name of the output."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import, which else leaves an id of this device in HOME
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

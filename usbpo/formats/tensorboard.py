@@ -22,12 +22,15 @@ What model-free libraries do not have:
 - `theory/…`: every number in `theory.json`, by its place there.
 
 A file has neither host nor time: its name is fixed, and the wall time of an event is its step, in seconds; so equal
-runs give equal bytes.
+runs give equal bytes. A file of the same run that has grown is added to, which a running TensorBoard shows.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -90,12 +93,48 @@ def write_run(run: NamedRun, folder: Path, cycles: int | None = None) -> tuple[P
     """
     events = read_events(run, cycles)
     path = folder / run.name / layout.EVENT_FILE
-    with writing(path) as temporary:
-        writer = RecordWriter(str(temporary))
+    _write(path, _content(events))
+    return path, events
+
+
+def _content(events: Events) -> bytes:
+    with TemporaryDirectory() as folder:
+        file = Path(folder, layout.EVENT_FILE)
+        writer = RecordWriter(str(file))
         for event in _protobufs(events):
             writer.write(event.SerializeToString(deterministic=True))
         writer.close()
-    return path, events
+        return file.read_bytes()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write an event file: at the end of the one that is there, where that is how the new one begins.
+
+    A TensorBoard that is running goes on with what is added to a file, and does not notice another in its place.
+
+    Raises:
+        UsbpoError: it cannot be written.
+    """
+    if not _begins(path, content):
+        with writing(path) as temporary:
+            temporary.write_bytes(content)
+        return
+    try:
+        with open(path, "ab") as file:
+            file.write(content[file.tell() :])
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UsbpoError(f"{path}: writing failed ({error.strerror}); free space or choose another output.") from error
+
+
+def _begins(path: Path, content: bytes) -> bool:
+    """Whether a file is there, under this name alone, with the beginning of a content, as a killed writer leaves it."""
+    try:
+        about = path.lstat()
+        return S_ISREG(about.st_mode) and about.st_nlink == 1 and content.startswith(path.read_bytes())
+    except OSError:
+        return False
 
 
 def _protobufs(events: Events) -> Iterator[Event]:
@@ -123,9 +162,8 @@ def read_events(run: NamedRun, cycles: int | None = None) -> Events:
     for cycle, scalars in _episodes(run, on_disk):
         add(cycle * length, scalars)
     for cycle in on_disk:
-        path = run.path(layout.EVALUATION, cycle)
-        if path.is_file():
-            add(cycle * length, _evaluation(path, run, cycle))
+        if run.has(layout.EVALUATION, cycle):
+            add(cycle * length, _evaluation(run.path(layout.EVALUATION, cycle), run, cycle))
         for template, scalars_of in METRICS.items():
             if (metrics := _metrics(run, template, cycle)) is not None:
                 add(cycle * length, _tried(scalars_of, metrics, run.path(template, cycle)))
@@ -147,9 +185,9 @@ def _cycle_steps(run: NamedRun, cycles: Iterable[int]) -> int:
     later = [cycle for cycle in cycles if cycle > 0]
     for cycle in later:
         shard, evaluation = run.path(layout.SHARD, cycle), run.path(layout.EVALUATION, cycle)
-        if shard.is_file():
+        if run.has(layout.SHARD, cycle):
             return len(transitions.read(shard)[1])
-        if evaluation.is_file():
+        if run.has(layout.EVALUATION, cycle):
             return int(evaluations.read(evaluation)[0].parameters[evaluations.STEPS]) // cycle
     if later:
         raise UsbpoError(
@@ -171,7 +209,7 @@ def _episodes(run: NamedRun, cycles: Iterable[int]) -> Iterator[tuple[int, Scala
     going: dict[int, tuple[float, int]] = {}
     for cycle in cycles:
         path = run.path(layout.SHARD, cycle)
-        if not path.is_file():
+        if not run.has(layout.SHARD, cycle):
             return
         header, rows = transitions.read(path)
         check_place(path, header.identity, run.task, run.method, run.seed, cycle)
@@ -231,7 +269,7 @@ def _trigger(metrics: Mapping[str, Any]) -> list[tuple[int, Scalars]]:
     """The checks of a cycle, each with its on-policy steps."""
     names = ("fired", "estimate", "threshold", "mean_error", "volume", "steps")
     return [
-        (int(check["on_policy_steps"]), {f"trigger/{name}": _number(check[name]) for name in names})
+        (_step(check["on_policy_steps"]), {f"trigger/{name}": _number(check[name]) for name in names})
         for check in metrics["checks"]
     ]
 
@@ -271,12 +309,22 @@ def _policy(metrics: Mapping[str, Any], cycle_steps: int) -> list[tuple[int, Sca
         scalars = {f"train/{tag}": _number(line[name]) for tag, name in names.items()}
         scalars["train/n_updates"] = float(line["update"] + 1)
         scalars["train/target_entropy"] = _number(metrics.get("target_entropy"))
-        lines.append((-(-done * cycle_steps // updates), scalars))
+        lines.append((_step(-(-done * cycle_steps // updates)), scalars))
     return lines
 
 
 def _mean_of_elites(metrics: Mapping[str, Any], name: str) -> float:
-    return float(np.mean([metrics[name][elite] for elite in metrics["elites"]]))
+    elites = [float(metrics[name][elite]) for elite in metrics["elites"]]
+    if not elites:
+        raise ValueError("it has no elites")
+    return float(np.mean(elites))
+
+
+def _step(value: Any) -> int:
+    """A number of steps, as an event can hold it."""
+    if not 0 <= int(value) < 1 << 53:
+        raise ValueError(f"a number of steps cannot be {value:.3g}")
+    return int(value)
 
 
 def _number(value: Any) -> float | None:
@@ -289,7 +337,7 @@ def _number(value: Any) -> float | None:
 def _metrics(run: NamedRun, template: str, cycle: int) -> Mapping[str, Any] | None:
     """A stage's metrics; None where the file is not there, or says that there was nothing to fine-tune yet."""
     path = run.path(template, cycle)
-    if not path.is_file():
+    if not run.has(template, cycle):
         return None
     content, _ = read_metrics(path)
     check_place(path, content, run.task, run.method, run.seed, cycle)
@@ -299,6 +347,6 @@ def _metrics(run: NamedRun, template: str, cycle: int) -> Mapping[str, Any] | No
 def _tried(scalars_of: Callable[..., Any], metrics: Mapping[str, Any], path: Path, *more: Any) -> Any:
     try:
         return scalars_of(metrics, *more)
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
         what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise UsbpoError(f"{path}: it cannot be used ({what}); delete the file and run again.") from error

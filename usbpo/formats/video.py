@@ -15,7 +15,7 @@ from pathlib import Path
 
 from usbpo.artifacts import layout
 from usbpo.errors import UsbpoError
-from usbpo.experiment.named import NamedRun, environment_of, last_policy
+from usbpo.experiment.named import NamedRun
 from usbpo.numerics.seeding import seed_sequence
 from usbpo.workspace import lifetime
 
@@ -23,6 +23,9 @@ VARIABLE = "MUJOCO_GL"
 
 WITHOUT_OPENGL = "disable"
 """The last that is tried: MuJoCo then draws nothing, but other environments need no OpenGL."""
+
+WITHOUT_CACHES = {"MESA_SHADER_CACHE_DISABLE": "true", "__GL_SHADER_DISK_CACHE": "0"}
+"""What keeps Mesa's and NVIDIA's OpenGL from leaving files in HOME"""
 
 INSTALL = (
     "install one in software: on Debian or Ubuntu `apt-get install libosmesa6` or, where there is no such package, "
@@ -35,13 +38,12 @@ SAID, UNUSABLE = 1, 3
 
 def video(
     run: NamedRun,
+    cycle: int,
+    environment: tuple[str, str],
     *,
-    cycle: int | None = None,
     output: Path | None = None,
     episode_seed: int | None = None,
     seconds: float = 10.0,
-    environment: str | None = None,
-    environment_arguments: str | None = None,
 ) -> Path:
     """Film one episode of a run's deterministic policy.
 
@@ -49,23 +51,21 @@ def video(
 
     Args:
         run: the run.
-        cycle: cycle of the policy; the last one that has a policy without it.
+        cycle: cycle of the policy.
+        environment: Gymnasium id and keyword arguments as JSON.
         output: .gif, or .mp4 where imageio-ffmpeg is installed; `layout.VIDEO` without it.
         episode_seed: seed of the episode; the one of the run's first evaluation episode without it.
         seconds: most seconds of simulated time.
-        environment: Gymnasium id; the one that the run collected in without it.
-        environment_arguments: its keyword arguments, as JSON; those of the run without it, or none with `environment`.
 
     Returns:
         The file.
 
     Raises:
-        UsbpoError: there is no such policy, nothing tells the environment, it cannot be drawn, no renderer works, or
-            the file cannot be written.
+        UsbpoError: there is no such policy, the environment cannot be made or drawn, no renderer works, or the file
+            cannot be written.
     """
-    cycle = last_policy(run) if cycle is None else cycle
     policy = run.path(layout.POLICY, cycle)
-    if not policy.is_file():
+    if not run.has(layout.POLICY, cycle):
         raise UsbpoError(f"{policy}: there is no such policy; choose another --cycle, or none for the last.")
     if output is None:
         output = Path(layout.VIDEO.format(**vars(run), cycle=layout.five_digits(cycle)))
@@ -73,13 +73,12 @@ def video(
         raise UsbpoError(f"{output}: its name must end in .gif or .mp4.")
     if output.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise UsbpoError(f"{output}: MP4 needs imageio-ffmpeg; `pip install imageio-ffmpeg`, or write a .gif.")
-    environment, arguments = (environment, "{}") if environment else environment_of(run, cycle)
     if episode_seed is None:
         episode_seed = int(seed_sequence(run.seed, 0, "evaluate").spawn(1)[0].generate_state(1)[0])
     told = {
         "policy": str(policy),
-        "environment": environment,
-        "arguments": arguments if environment_arguments is None else environment_arguments,
+        "environment": environment[0],
+        "arguments": environment[1],
         "episode_seed": episode_seed,
         "seconds": seconds,
         "output": str(output),
@@ -105,7 +104,7 @@ def _filmed(told: str) -> str:
     for renderer in renderers():
         done = subprocess.run(
             [sys.executable, "-P", "-m", "usbpo.formats.video", told],
-            env={**os.environ, VARIABLE: renderer},
+            env={**WITHOUT_CACHES, **os.environ, VARIABLE: renderer},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -299,6 +299,7 @@ def _positive_range(row: Iterable[Axes]) -> tuple[float, float]:
 
 def _round_log(value: float, direction: Callable[[float], int]) -> float:
     """The next of …, 0.1, 0.2, 0.5, 1, 2, 5, … below (`floor`) or above (`ceil`)."""
+    value = max(value, 1e-200)  # far below, powers of ten lose their digits
     decade = 10.0 ** floor(log10(value))
     steps = [decade, 2 * decade, 5 * decade, 10 * decade]
     if direction is floor:

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from usbpo.artifacts.files import sha256
+from usbpo.errors import UsbpoError
 from usbpo.report.statistics import iqm
 
 Array = NDArray[np.float64]
 
 DATA = Path(__file__).with_name("published_curves.csv")
 DIGEST = "14c0e71daf24765c"
-"""The beginning of the data's SHA-256. It stands in the code so that other data make results be drawn again."""
+"""The beginning of the data's SHA-256. By it other data make results be drawn again, and damaged ones are noticed."""
 
 SOURCES = {
     "4kubo/erl_lib results/main/gym": "erl_lib",
@@ -107,7 +109,16 @@ def _curves() -> tuple[PublishedCurve, ...]:
 
 
 def _read() -> Iterator[PublishedCurve]:
-    """All curves of the data file; the seeds of a source share their points."""
+    """All curves of the data file; the seeds of a source share their points.
+
+    Raises:
+        UsbpoError: the file is not the one that belongs to this code.
+    """
+    if not DATA.is_file() or not sha256(DATA).startswith(DIGEST):
+        raise UsbpoError(
+            f"{DATA}: the file is missing, damaged or changed; `git checkout` it or install usbpo again or, if you "
+            "have changed it, mend DIGEST in published.py."
+        )
     points: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
     with DATA.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +39,20 @@ class Evaluation:
     """(episodes,): the seed each episode was reset with"""
 
 
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Positive = Annotated[int, Field(gt=0, lt=1 << 53)]
+"""Whole numbers as far as all that they are calculated with is exact"""
+MOST = 1e40
+"""Single precision holds no number as large; an axis that goes much further cannot be drawn."""
+Real = Annotated[float, Field(ge=-MOST, le=MOST)]
+
+
 class Metrics(BaseModel):
     """The part of a stage's metrics file that the results use; what else it holds is left alone."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
 
-    cycle: int
+    cycle: Count
     seed: int
     task: str
 
@@ -52,11 +60,11 @@ class Metrics(BaseModel):
 class Phase1(Metrics):
     """phase1.json"""
 
-    holdout_mse_before: list[float]
+    holdout_mse_before: list[Real]
     """(members,)"""
-    holdout_mse: list[float]
+    holdout_mse: list[Real]
     """(members,)"""
-    elites: list[int] = Field(min_length=1)
+    elites: list[Count] = Field(min_length=1)
     """Indices of members."""
 
 
@@ -65,9 +73,9 @@ class Objective(BaseModel):
 
     model_config = Metrics.model_config
 
-    shift: float
-    bias: float
-    sum: float
+    shift: Real
+    bias: Real
+    sum: Real
 
 
 class Phase2(Metrics):
@@ -75,8 +83,8 @@ class Phase2(Metrics):
 
     before: Objective
     after: Objective
-    steps: int
-    best_step: int
+    steps: Count
+    best_step: Count
     stopped: str
 
 
@@ -85,16 +93,16 @@ class Check(BaseModel):
 
     model_config = Metrics.model_config
 
-    on_policy_steps: int
+    on_policy_steps: Count
     fired: bool
     reason: str | None
-    estimate: float
+    estimate: Real
     """S, before it begins anew where the trigger fired"""
-    mean_error: float
-    volume: float
-    steps: int
+    mean_error: Real
+    volume: Real
+    steps: Count
     """Since the last training"""
-    threshold: float
+    threshold: Real
 
 
 class Trigger(Metrics):
@@ -108,24 +116,24 @@ class Terms(BaseModel):
 
     model_config = Metrics.model_config
 
-    shift: float | None
-    surrogate_bias: float
+    shift: Real | None
+    surrogate_bias: Real
     """To M2's other members"""
-    surrogate_bias_fixed: float | None = None
+    surrogate_bias_fixed: Real | None = None
     """To M2's other members as phase 1 left them; null where there is no phase 2, or it was not measured yet"""
-    true_bias: float | None
-    error: float | None
+    true_bias: Real | None
+    error: Real | None
     """Mean distance of M2's mean from the real outcome"""
-    spread: float
+    spread: Real
     """Mean norm of M2's standard deviation"""
-    previous_bias: float | None
-    bracket: float | None
-    rank_correlation: float | None
-    rank_correlation_fixed: float | None = None
-    true_bias_max: float | None
-    bound_shift_term: float | None
-    bound_policy_term: float | None
-    bound: float | None
+    previous_bias: Real | None
+    bracket: Real | None
+    rank_correlation: Real | None
+    rank_correlation_fixed: Real | None = None
+    true_bias_max: Real | None
+    bound_shift_term: Real | None
+    bound_policy_term: Real | None
+    bound: Real | None
 
 
 class Measured(BaseModel):
@@ -133,8 +141,8 @@ class Measured(BaseModel):
 
     model_config = Metrics.model_config
 
-    rows: int
-    policy_shift: float
+    rows: Count
+    policy_shift: Real
     before: Terms | None
     """With M2 as phase 1 left it; null where there is no phase 2"""
     after: Terms
@@ -146,14 +154,14 @@ class DepthLine(BaseModel):
 
     model_config = Metrics.model_config
 
-    depth: int
-    branches: int
-    error_mean: float
-    error_q25: float
-    error_q50: float
-    error_q75: float
-    moved: float
-    one_step: float | None
+    depth: Count
+    branches: Count
+    error_mean: Real
+    error_q25: Real
+    error_q50: Real
+    error_q75: Real
+    moved: Real
+    one_step: Real | None
 
 
 class Floor(BaseModel):
@@ -161,18 +169,18 @@ class Floor(BaseModel):
 
     model_config = Metrics.model_config
 
-    rows: int
-    undetermined: int
-    median: float | None
-    q95: float | None
-    max: float | None
-    mean: float | None
+    rows: Count
+    undetermined: Count
+    median: Real | None
+    q95: Real | None
+    max: Real | None
+    mean: Real | None
 
 
 class Theory(Metrics):
     """theory.json"""
 
-    discount: float
+    discount: Real
     holdout: Measured | None
     rollout: Measured | None
     reconstruction: Floor | None
@@ -201,21 +209,21 @@ class PolicyLine(BaseModel):
 
     model_config = Metrics.model_config
 
-    update: int
+    update: Count
     """Updates before this one, since the beginning of the run."""
-    critic_loss: float | None
-    actor_loss: float | None
-    q_real: float | None
-    q_model: float | None
-    entropy: float | None
-    temperature: float | None
+    critic_loss: Real | None
+    actor_loss: Real | None
+    q_real: Real | None
+    q_model: Real | None
+    entropy: Real | None
+    temperature: Real | None
 
 
 class Policy(Metrics):
     """policy.json"""
 
-    updates: int
-    target_entropy: float | None = None
+    updates: Positive
+    target_entropy: Real | None = None
     history: list[PolicyLine] = Field(min_length=1)
 
 
@@ -321,6 +329,8 @@ def read_evaluation(files: RunFiles, cycle: int, root: Path) -> Evaluation:
             f"{path}: made after {steps} on-policy steps, but cycle {cycle} of {files.cycle_steps} steps ends at "
             f"{files.steps(cycle)}; give the run's own cycle_steps."
         )
+    if not (np.abs(episodes.returns) <= MOST).all():
+        raise UsbpoError(f"{path}: it holds a return beyond {MOST:g}; delete it and run again.")
     return Evaluation(cycle, **vars(episodes))
 
 

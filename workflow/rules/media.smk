@@ -10,7 +10,7 @@ rule event_file:
     input:
         event_inputs,
     output:
-        layout.TENSORBOARD,
+        update(layout.TENSORBOARD),  # a running TensorBoard follows a file that grows, and no other in its place
     log:
         f"{layout.RUN}/logs/tensorboard.log",
     benchmark:
