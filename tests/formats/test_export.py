@@ -135,7 +135,7 @@ def test_every_episode_that_is_reset_with_a_seed_of_its_own_has_it(
 ) -> None:
     run = NamedRun(tmp_path, "Pendulum", "v1.5", 3)
     policy = tmp_path / "policy.safetensors"
-    keys = {"task": "Pendulum", "environment": "Pendulum-v1", "episodes": "end_with_cycle", "seed": 3}
+    keys = {"task": "Pendulum", "method": "v1.5", "environment": "Pendulum-v1", "episodes": "end_with_cycle", "seed": 3}
     collect(output=run.path(layout.SHARD, 0), steps=250, cycle=0, **keys)  # type: ignore[arg-type]
     initialise(data=run.path(layout.SHARD, 0), output=policy, hidden_layers=1, hidden_size=8)
     previous = run.path(layout.SHARD, 0)
@@ -185,7 +185,7 @@ def test_an_environment_of_the_users_own_is_exported_in_its_own_shapes(
     run = NamedRun(tmp_path, "Strip", "m", 0)
     keys = {"environment": f"strip_module:{kind}", "environment_arguments": '{"slope": 0.5}'}
     shard = run.path(layout.SHARD, 0)
-    collect(output=shard, task="Strip", steps=40, seed=0, cycle=0, episodes="end_with_cycle", **keys)  # type: ignore[arg-type]
+    collect(output=shard, task="Strip", method="m", steps=40, seed=0, cycle=0, episodes="end_with_cycle", **keys)  # type: ignore[arg-type]
     initialise(data=shard, output=run.path(layout.POLICY, 0), hidden_layers=1, hidden_size=8)
     words = ("--environment", keys["environment"], "--environment-arguments", keys["environment_arguments"])
     export("minari", tmp_path, tmp_path / "out", *words, run=run.name)

@@ -695,7 +695,7 @@ def test_the_file_of_a_minari_dataset_is_called_what_it_is(
 ) -> None:
     pytest.importorskip("minari", reason="the optional dependencies `export` are not installed")
     shard = tmp_path / "root/data/runs/from-data/m/seed-0/data/00000.h5"
-    collect(**begin(shard, imported), seed=0, cycle=0, task="from-data")
+    collect(**begin(shard, imported), seed=0, cycle=0, task="from-data", method="m")
     words = ["export", "minari", "from-data/m/seed-0", "--folder", str(tmp_path / "root"), "--environment", ENVIRONMENT]
     assert cli.main([*words, "--output", str(tmp_path / "datasets")]) == 0
     file = tmp_path / "datasets/from-data-m-seed-0-v0/data/main_data.hdf5"

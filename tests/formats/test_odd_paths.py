@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.artifacts import sealed
 from helpers.workflow import BIN, USBPO, environment, finished_workspace
 
-from usbpo.artifacts import layout
-from usbpo.artifacts.files import read_json, write_json
+from usbpo.artifacts import layout, metrics, sealing
 from usbpo.commands import cli
 from usbpo.experiment.named import NamedRun
 
@@ -245,12 +245,12 @@ COUNTS = {
 
 
 def put(path: Path, place: tuple[str | int, ...], value: object) -> None:
-    content = read_json(path)
+    content, _ = metrics.read(path)
     inner = content
     for part in place[:-1]:
         inner = inner[part]
     inner[place[-1]] = value
-    write_json(path, content)
+    sealed(path, json.dumps({sealing.KEY: sealing.UNSEALED, **content}).encode())
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.artifacts import reheaded
 from helpers.workflow import USBPO, environment, finished_workspace
 
 from usbpo.artifacts import layout, transitions
@@ -131,6 +132,8 @@ def test_arguments_of_the_users_own_leave_the_id_to_the_configuration(pulled: Pa
 
 def test_a_run_without_a_configuration_is_named_with_its_cure(pulled: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (pulled / "data/runs/test-pendulum").rename(pulled / "data/runs/Foreign")
+    for path in [*pulled.glob("data/runs/**/*.h5"), *pulled.glob("data/runs/**/*.safetensors")]:
+        reheaded(path, task="Foreign")
     for what in ("minari", "policy"):
         error = refused(capfd, "export", what, "Foreign", "--output", "out")
         assert (
