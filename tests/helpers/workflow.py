@@ -102,10 +102,13 @@ def ended(words: list[str], folder: Path, **changes: str) -> Ended:
     return Ended(done.returncode, done.stdout)
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path) -> "subprocess.Popen[bytes] | forks.Started":
     """Start the test experiment in `folder`, in a process group of its own, and return at once."""
+    words = command(folder, "--cores", "2")
+    if forks.may_serve({}):
+        return forks.Started("snakemake", words[1:], folder, environment())
     return subprocess.Popen(
-        command(folder, "--cores", "2"),
+        words,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
