@@ -6,13 +6,12 @@ it.
 
 import os
 import shutil
-from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers.contract import contract
-from helpers.sharing import WHO, clone, git
+from helpers.sharing import WHO, clone, dvc, git
 
 from usbpo.errors import UsbpoError
 from usbpo.workspace import dvc_inside as inside
@@ -31,14 +30,6 @@ def write(root: Path, *names: str, content: str = "1") -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"{name} {content}")
-
-
-def dvc(root: Path, *arguments: str) -> None:
-    """Run DVC in this process, which need not import it anew each time."""
-    from dvc.cli import main
-
-    with chdir(root):
-        assert main([*arguments, "--quiet"]) == 0
 
 
 def files(root: Path) -> set[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from helpers.contract import contract
-from helpers.workflow import BIN, environment, wait_for
+from helpers.workflow import BIN, ended, environment, wait_for
 
 from usbpo.artifacts.files import sha256
 from usbpo.workspace import snakemake_inside as inside
@@ -126,18 +126,9 @@ def words(*arguments: str) -> list[str]:
 
 def snakemake(folder: Path, *arguments: str, fails: bool = False) -> str:
     """Run the workflow in `folder`; targets come first."""
-    done = subprocess.run(
-        words(*arguments),
-        cwd=folder,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert (done.returncode != 0) == fails, done.stdout
-    return done.stdout
+    done = ended(words(*arguments), folder)
+    assert (done.code != 0) == fails, done.said
+    return done.said
 
 
 def facts(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -168,12 +168,15 @@ def format_number() -> int:
 
 
 def check_kept(kept: Mapping[str, Any]) -> None:
-    """Raise ValueError unless these are the entries KEPT of a record, each of its type."""
+    """Raise ValueError unless these are the entries KEPT of a record, each of its type, in the installed format."""
     from snakemake.persistence import MetadataRecord
 
-    if kept.keys() != set(KEPT):
+    if kept.keys() != set(KEPT) or kept["record_format_version"] != format_number():
         raise ValueError("the entries of a record are others")
-    MetadataRecord.model_validate(dict(kept))
+    record = MetadataRecord.model_validate(dict(kept))
+    texts = [*(record.params or ()), *(digits for digits in (record.input_checksums or {}).values() if digits)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("the parameters or checksums of a record are no text")
 
 
 class Records:
