@@ -169,11 +169,16 @@ def format_number() -> int:
 
 def check_kept(kept: Mapping[str, Any]) -> None:
     """Raise ValueError unless these are the entries KEPT of a record, each of its type, in the installed format."""
-    from snakemake.persistence import MetadataRecord
-
     if kept.keys() != set(KEPT) or kept["record_format_version"] != format_number():
         raise ValueError("the entries of a record are others")
-    record = MetadataRecord.model_validate(dict(kept))
+    _check_types(kept)
+
+
+def _check_types(entries: Mapping[str, Any]) -> None:
+    """Raise ValueError unless each entry of a record is of its type."""
+    from snakemake.persistence import MetadataRecord
+
+    record = MetadataRecord.model_validate(entries)
     texts = [*(record.params or ()), *(digits for digits in (record.input_checksums or {}).values() if digits)]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("the parameters or checksums of a record are no text")
@@ -235,8 +240,6 @@ class Records:
 
 def _forgive(persistence: Any, tell: Callable[[str], None]) -> None:
     """As `forgive_damaged_records`; does nothing where Snakemake keeps its records elsewhere than in files."""
-    from snakemake.persistence import MetadataRecord
-
     read, told = getattr(persistence, "_io_read", None), set[str]()
     if read is None:
         return
@@ -245,7 +248,7 @@ def _forgive(persistence: Any, tell: Callable[[str], None]) -> None:
         try:
             found = read(subject, name)
             if found and subject == persistence._metadata_path:
-                MetadataRecord.model_validate(found)
+                _check_types(found)
             return found
         except (OSError, ValueError, TypeError, RecursionError) as error:
             if name not in told:
