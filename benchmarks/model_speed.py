@@ -357,8 +357,11 @@ def _same_bits(on: Setting) -> bool:
     return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def whole_phases(on: Setting) -> Iterable[str]:
-    """Time of the loops of phase 1 and phase 2, as the stages run them, on the same clock as the table."""
+def whole_phases(on: Setting, repetitions: int) -> Iterable[str]:
+    """Time of the loops of phase 1 and phase 2, as the stages run them, on the same clock as the table.
+
+    Phase 2 in all its forms by turns, medians of `repetitions`.
+    """
     clock = time.perf_counter if on.device.type == "cuda" else time.process_time
     training = phase1.ModelData(on.inputs, on.targets)
     holdout = phase1.ModelData(on.inputs[:HOLDOUT], on.targets[:HOLDOUT])
@@ -370,15 +373,18 @@ def whole_phases(on: Setting) -> Iterable[str]:
             log_variance_penalty=PENALTY, min_improvement=0.01, patience=5, max_epochs=count,
         )  # fmt: skip
         yield f"{what} on {REAL_ROWS:,} rows: {clock() - begun:.2f} s"
-    for form in FORMS:
+    ends: dict[tuple[str, str], tuple[float, float]] = {}
+
+    def fine_tune(form: tuple[str, str]) -> None:
         tuning = phase2.FineTuning(on.m1, _converted(on.m2, torch.float32), *form)
-        begun = clock()
         values, best, _ = phase2.fine_tune(
             tuning, lambda: on.rows, tuning.compared(on.rows), learning_rate=1e-4, batch_size=BATCH, max_steps=100,
             min_improvement=1e-4, patience=100, terms="shift+bias",
         )  # fmt: skip
-        taken = clock() - begun
-        yield f"100 steps of phase 2, {said(form)}: {taken:.2f} s ({values[0]:.4g} → {values[best]:.4g})"
+        ends[form] = values[0], values[best]
+
+    for form, taken in zip(FORMS, timed([partial(fine_tune, f) for f in FORMS], repetitions, on.device), strict=True):
+        yield f"100 steps of phase 2, {said(form)}: {taken:.2f} s ({ends[form][0]:.4g} → {ends[form][1]:.4g})"
 
 
 def main() -> None:
@@ -387,6 +393,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products between hidden layers")
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--phases", type=int, default=3, help="repetitions of whole phases 2")
     parser.add_argument("--no-phases", action="store_true", help="leave out whole phases")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -418,7 +425,7 @@ def main() -> None:
         print(f"{work.name:38}{numbers}{faster:>12}")
     if not options.no_phases:
         print()
-        for line in whole_phases(on):
+        for line in whole_phases(on, options.phases):
             print(line)
 
 

@@ -98,10 +98,11 @@ def objective(m1: Ensemble, m2: Ensemble, params: Params, form: tuple[str, str],
     first = one_member_predictions(
         m1.params | bounds, m2 if released else m1, rows.members1, rows.observations, rows.actions
     )
-    second, m_star = (predictions(of, m2, rows.observations, rows.actions) for of in (params, m2.params))
+    second = predictions(params, m2, rows.observations, rows.actions)
     if released:
         return as_released(first, second, rows.members2)
-    return as_written(first, second, rows.members2, m_star if stand_in == "fixed" else None)
+    m_star = predictions(m2.params, m2, rows.observations, rows.actions) if stand_in == "fixed" else None
+    return as_written(first, second, rows.members2, m_star)
 
 
 class PlainDescent:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.workflow import BIN, EXPERIMENT, MBPO, USBPO, Ended, environment, finished_workspace
+from helpers.workflow import BIN, EXPERIMENT, MBPO, USBPO, Ended, ended, environment, finished_workspace
 
 from usbpo.commands import batch_scripts, cli
 from usbpo.commands import slurm as slurms_commands
@@ -124,11 +124,11 @@ def test_the_command_of_a_job_is_one_that_snakemake_understands(workspace: Path,
     words = snakemake_words(script)
     assert words[0] == str(BIN / "snakemake")
     assert words[words.index("--resources") + 1 :][:2] == ["mem_mb=800", "gpu=1"]
-    done = subprocess.run([*words, "--dry-run"], cwd=workspace, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert set(re.findall(r"test-pendulum/\S+/seed-\d+", done.stdout)) == {USBPO}, "one of the four runs"
-    assert "results" not in done.stdout.split("Job stats")[1]
-    assert re.search(r"^runs +1$", done.stdout, flags=re.MULTILINE)
+    done = ended([*words, "--dry-run"], workspace)
+    assert done.code == 0, done.said
+    assert set(re.findall(r"test-pendulum/\S+/seed-\d+", done.said)) == {USBPO}, "one of the four runs"
+    assert "results" not in done.said.split("Job stats")[1]
+    assert re.search(r"^runs +1$", done.said, flags=re.MULTILINE)
 
 
 def test_runs_that_need_a_gpu_get_one(workspace: Path, slurm: Path, run: Run) -> None:

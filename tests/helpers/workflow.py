@@ -159,7 +159,7 @@ def jobs_in(said: str) -> set[Job]:
         assert "Nothing to be done" in said, said
         assert not jobs
     else:
-        with_all = len(re.findall(r"^(?:local)?rule all:", said, flags=re.MULTILINE))
+        with_all = len(re.findall(r"^(?:local)?rule (?:all|runs):", said, flags=re.MULTILINE))
         assert len(jobs) + with_all == int(total.group(1)), said
     return jobs
 

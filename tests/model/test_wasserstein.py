@@ -213,6 +213,20 @@ def between(a: Gaussian, b: Gaussian, share: float) -> Gaussian:
     return torch.lerp(a[0], b[0], share), torch.lerp(a[1], b[1], share)
 
 
+def direction(a: Gaussian, b: Gaussian) -> Tensor:
+    """The unit vector from a to b in (μ, σ)."""
+    return torch.cat([b[0] - a[0], b[1] - a[1]]) / w2(*a, *b)
+
+
+def beside_the_way(a: Gaussian, b: Gaussian, at: Gaussian, spread: float) -> list[Gaussian]:
+    """Two at a distance of `spread` to both sides of the way from a to b, at right angles to it, beside `at`."""
+    way = direction(a, b)
+    across = torch.eye(len(way), dtype=torch.float64)[way.abs().argmin()]
+    across = across - (across @ way) * way
+    mean, std = (spread * across / across.norm()).chunk(2)
+    return [(at[0] + sign * mean, at[1] + sign * std) for sign in (1, -1)]
+
+
 def of_one_row(m1: Gaussian, m2: Gaussian, m_star: list[Gaussian]) -> tuple[float, Tensor]:
     """The objective of a row, and its gradient in (μ, σ) of the drawn member, (2 · dim,).
 
@@ -308,14 +322,31 @@ def test_what_is_left_of_the_pull_to_m1_follows_from_the_members_spread(
     length = distance(m1, m_star)
     if length < 1e-2:
         return
-    way = torch.cat([m_star[0] - m1[0], m_star[1] - m1[1]]) / length
-    across = torch.eye(len(way), dtype=torch.float64)[way.abs().argmin()]
-    across = across - (across @ way) * way
-    to_mean, to_std = (spread * across / across.norm()).chunk(2)
-    stand_ins = [(m_star[0] + sign * to_mean, m_star[1] + sign * to_std) for sign in (1, -1)]
-    _, gradient = of_one_row(m1, between(m1, m_star, share), stand_ins)
+    _, gradient = of_one_row(m1, between(m1, m_star, share), beside_the_way(m1, m_star, m_star, spread))
     r = (1 - share) * length
-    torch.testing.assert_close(gradient, (1 - r / sqrt(r**2 + spread**2)) * way, rtol=0, atol=1e-7)
+    expected = (1 - r / sqrt(r**2 + spread**2)) * direction(m1, m_star)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-7)
+
+
+@given(gaussians(2, max_dim=4), st.floats(0.05, 20.0), st.floats(0.05, 20.0))
+def test_the_model_divides_the_way_to_m_star_in_the_ratio_of_the_spreads(
+    pair: list[Gaussian], spread1: float, spread2: float
+) -> None:
+    """It gives back the share s2 / (s1 + s2), and is drawn there from both sides."""
+    m1, m_star = pair
+    if distance(m1, m_star) < 1e-2:
+        return
+    balance = spread1 / (spread1 + spread2)
+
+    def pull(share: float) -> float:
+        """Along the way, away from M1; the mean over M1's two members."""
+        members, stand_ins = beside_the_way(m1, m_star, m1, spread1), beside_the_way(m1, m_star, m_star, spread2)
+        m2 = between(m1, m_star, share)
+        gradient = torch.stack([of_one_row(member, m2, stand_ins)[1] for member in members]).mean(dim=0)
+        return -float(gradient @ direction(m1, m_star))
+
+    assert abs(pull(balance)) < 1e-7
+    assert pull(0.9 * balance) > 0 > pull(balance + 0.1 * (1 - balance))
 
 
 @given(sizes)

@@ -66,7 +66,10 @@ def calibrate(sizes: Sizes) -> Speeds:
     made = ensemble.Architecture(obs_dim, act_dim, model.members, model.elites, model.hidden_layers, model.hidden_size)
     products = number_type(config.precision)
     minibatch = _minibatch(made, config.phase1.batch_size, products)
-    share = 0.0 if config.phase2 is None else 1.25 * config.phase2.batch_size / config.phase1.batch_size
+    share = 0.0
+    if config.phase2 is not None:  # a step beside a minibatch, for each row; a fixed stand-in is one more prediction
+        row = 1.6 if config.phase2.stand_in == "fixed" else 1.25
+        share = row * config.phase2.batch_size / config.phase1.batch_size
     return Speeds(update, step, file, byte, minibatch, _model_step(made, products), share * minibatch)
 
 

@@ -41,14 +41,6 @@ UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, e
 """What a stream says that takes nothing more: no reader, no space, no terminal."""
 
 
-class SnakemakesOwn(ColorizingTextHandler):  # type: ignore[misc]
-    """Snakemake's handler, which leaves errors to the one that calls it."""
-
-    def handleError(self, record: LogRecord) -> None:
-        """Raise the error that is being handled."""
-        raise
-
-
 class LogHandler(LogHandlerBase):
     """Snakemake's events turned into a display."""
 
@@ -68,9 +60,10 @@ class LogHandler(LogHandlerBase):
         self._formatter = DefaultFormatter(quiet, settings.show_failed_logs)
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a "±" is no reason to fail where the encoding has none
-        self._snakemakes_own: SnakemakesOwn | None = None
+        self._snakemakes_own: ColorizingTextHandler | None = None
         if settings.dryrun or settings.verbose or settings.debug_dag:
-            self._snakemakes_own = SnakemakesOwn(settings.nocolor, stream, self._formatter, self._filter)
+            self._snakemakes_own = ColorizingTextHandler(settings.nocolor, stream, self._formatter, self._filter)
+            self._snakemakes_own.handleError = _raise_again  # `emit` deals with it
         self._silent = Quietness.ALL in quiet
         self._shows_progress = Quietness.PROGRESS not in quiet
         terminal = stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
@@ -266,6 +259,11 @@ class LogHandler(LogHandlerBase):
         if self._displaying and self._progress:
             self._displaying = False
             self._display.finish(self._progress, now)
+
+
+def _raise_again(record: LogRecord) -> None:
+    """Raise the error that is being handled."""
+    raise
 
 
 def _jobs(number: int) -> str:
