@@ -282,9 +282,8 @@ def begin():
     """Before the first job: the collector comes back, and never looks at the DAG; the warm worker starts."""
     gc.freeze()
     gc.enable()
-    if not snakemake_inside.runs_jobs_here(
-        workflow
-    ):  # stages run elsewhere, and would find the way to a worker here in their environment
+    # Where stages run elsewhere, they would find the way to a worker here in their environment.
+    if not snakemake_inside.runs_jobs_here(workflow):
         return
     from usbpo.worker import client, starting
 
