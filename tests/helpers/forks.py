@@ -127,8 +127,12 @@ def _address() -> str:
 
 def _snakemake(arguments: list[str]) -> Any:
     from snakemake.cli import main
+    from snakemake.workflow import Workflow
 
     from usbpo.worker import starting
+
+    assert "_rundir" in vars(Workflow)
+    Workflow._rundir = os.getcwd()  # worked out when it was imported
 
     assert starting.subprocess is subprocess
     starting.subprocess = SimpleNamespace(DEVNULL=subprocess.DEVNULL, Popen=_Forked)  # type: ignore[assignment]
@@ -199,15 +203,16 @@ def _run_dvc(words: list[str], *, cwd: Path, capture_output: bool, text: bool) -
 
 def _prepare() -> None:
     """Import what the commands import, and what they work out of this project's code, which stays as it is."""
+    from usbpo.worker.warm import prepare
+
+    prepare()  # first: it says how many threads the numerical libraries take
     for module in IMPORTED:
         importlib.import_module(module)
     from snakemake.cli import get_argument_parser
 
     from usbpo.artifacts.fingerprint import fingerprint
     from usbpo.stages import STAGES
-    from usbpo.worker.warm import prepare
 
-    prepare()
     get_argument_parser()  # it imports the plugins
     for module in (*(f"stages.{stage}" for stage in STAGES), *FINGERPRINTED):
         fingerprint(module)
@@ -255,7 +260,8 @@ def _attend(connection: socket.socket) -> NoReturn:
     while not content.endswith(b"\n"):
         content += connection.recv(1 << 20)
     request: Request = json.loads(content)
-    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that the pipe is written
     pid = os.fork()
@@ -290,7 +296,7 @@ def _become(request: Request, descriptors: list[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    sys.argv = [request["program"], *request["arguments"]]
+    sys.argv = [os.path.join(os.path.dirname(sys.executable), request["program"]), *request["arguments"]]
     random.seed()
     try:
         code = PROGRAMS[request["program"]](request["arguments"]) or 0
