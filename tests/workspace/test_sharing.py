@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,9 @@ from helpers.sharing import (
 from helpers.workflow import BIN, MBPO, RESULTS, USBPO, Job, copied, finished_workspace, jobs, jobs_in
 
 from usbpo.artifacts.layout import PROVENANCE
+from usbpo.workspace import provenance
 from usbpo.workspace.dvc_inside import Tracked, targets
+from usbpo.workspace.snakemake_inside import format_number
 
 NOTHING = "Nothing to be done"
 NEWEST = (f"{RUN}/data", f"{RUN}/00002", f"{RUN}/00003", f"{RUN}/{PROVENANCE}")
@@ -651,6 +654,34 @@ def test_a_file_of_other_content_keeps_its_own_record(pulled: Path) -> None:
     said = snake(pulled, "--dry-run")
     assert f"{RUN}/00003/evaluation.h5 is not what" in said
     assert "dvc checkout" in said
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no gzip", gzip.compress(b"{}\n", mtime=0), gzip.compress(b"no json\n", mtime=0)]
+)
+def test_damaged_provenance_ends_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "data/runs/T/M/seed-0" / PROVENANCE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(provenance.UsbpoError, match="damaged"):
+        provenance.read(path)
+
+
+@pytest.mark.parametrize("name", ["data/runs/T/M/seed-1/00000/policy.json", "data/runs/T/M/seed-0/../../x"])
+def test_provenance_of_another_folder_ends_in_one_sentence(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "data/runs/T/M/seed-0" / PROVENANCE
+    provenance.write(path, {name: provenance.Entry({"rule": "r"})})
+    with pytest.raises(provenance.UsbpoError, match="of another folder"):
+        provenance.restore(tmp_path)
+
+
+def test_equal_entries_give_equal_bytes(tmp_path: Path) -> None:
+    entries = {f"data/{n}": provenance.Entry({"rule": "r", "input_checksums": {"a": "b"}}, "0" * 64) for n in range(9)}
+    provenance.write(tmp_path / "one", entries)
+    os.utime(tmp_path / "one", (0, 0))
+    provenance.write(tmp_path / "two", dict(reversed(entries.items())))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert provenance.read(tmp_path / "two") == (format_number(), entries)
 
 
 def flip(path: Path) -> None:

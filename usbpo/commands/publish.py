@@ -43,7 +43,8 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
     """
     plans, runs = _chosen(words, root)
     _check(root, [*(run.folder for run in runs), *(plan.results_folder for plan in plans)], push, remote)
-    said, unusable = provenance.restore(root)  # where Snakemake has not been since the pull
+    unusable = dict[str, str]()
+    said = provenance.restore(root, unusable)  # where Snakemake has not been since the pull
     folders, told, left_out = _publishable(plans, runs, unusable, root)
     if not folders:
         raise UsbpoError(f"nothing is published: {'; '.join(left_out)}; run snakemake first.")
@@ -214,7 +215,7 @@ def _provenance_of(root: Path, folder: str, files: Files, tracked: Tracked | Non
         UsbpoError: a file has another content than the job left that made it.
     """
     note = f"{folder}/{layout.PROVENANCE}"
-    before = provenance.read(root, folder)[1]
+    before = provenance.read(root / note)[1]
     trusted = tracked is not None and note not in tracked.changed
     read: dict[str, str] = {}
     for record in files.records.values():
@@ -251,7 +252,7 @@ def _add(
 ) -> None:
     """Bring provenance and DVC's account of a folder up to date."""
     note = f"{folder}/{layout.PROVENANCE}"
-    if (format_number(), entries) != provenance.read(root, folder):
+    if (format_number(), entries) != provenance.read(root / note):
         provenance.write(root / note, entries)
     provenance.remember(root, folder)
     dvc_inside.add(root, folder, here | {note}, [note], tracked, stage)

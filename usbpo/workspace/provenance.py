@@ -44,16 +44,12 @@ class Entry:
     """Of its content; None where it was not there."""
 
 
-def read(root: Path, folder: str) -> tuple[int, dict[str, Entry]]:
-    """The number of the records' format, and the entries of a folder by path; (0, {}) where it has no provenance.
-
-    Args:
-        folder: that of a run or of results, from `root`.
+def read(path: Path) -> tuple[int, dict[str, Entry]]:
+    """The number of the records' format, and the entries by path from the workspace; (0, {}) without such a file.
 
     Raises:
-        UsbpoError: the file is damaged, of another folder, of a later version, or cannot be read.
+        UsbpoError: it is damaged, of a later version, or cannot be read.
     """
-    path = root / folder / layout.PROVENANCE
     if not path.exists():
         return 0, {}
     try:
@@ -64,19 +60,14 @@ def read(root: Path, folder: str) -> tuple[int, dict[str, Entry]]:
             raise UsbpoError(f"{path}: it is of version {version}, this usbpo reads {VERSION}; take the newer usbpo.")
         entries = dict[str, Entry]()
         for line in lines:
-            name, entry = _entry(line, usable=number == format_number())
-            if not name.startswith(f"{folder}/") or ".." in Path(name).parts:
-                raise UsbpoError(f"{path}: it is of another folder; delete it, or pull {folder} again.")
+            name, entry = _entry(line)
             if name in entries:
                 raise ValueError(f"{name} stands in it twice")
             entries[name] = entry
     except PermissionError as error:
         raise UsbpoError(f"{path}: it cannot be read ({error.strerror}); mend its permissions.") from error
     except DAMAGE as error:
-        raise UsbpoError(
-            f"{path}: it is damaged ({_in_words(error)}); `dvc checkout --force {path}` brings the one that was "
-            "published, or delete it, and snakemake makes anew what it has no other record of."
-        ) from error
+        raise _damaged(path, error) from error
     return number, entries
 
 
@@ -102,8 +93,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError("it is empty")
 
 
-def _entry(line: Mapping[str, Any], usable: bool) -> tuple[str, Entry]:
-    """The path and the entry of a line; `usable`, where the record is of the format that Snakemake has here.
+def _entry(line: Mapping[str, Any]) -> tuple[str, Entry]:
+    """The path and the entry of a line.
 
     Raises:
         one of DAMAGE: it is not as `write` has left it.
@@ -115,8 +106,6 @@ def _entry(line: Mapping[str, Any], usable: bool) -> tuple[str, Entry]:
         raise ValueError(f"the SHA-256 of {name} is none")
     if not isinstance(record, dict):
         raise ValueError(f"the record of {name} is none")
-    if usable:
-        check_kept(record)
     return name, Entry(record, digits)
 
 
@@ -127,12 +116,13 @@ def _whole(number: Any) -> int:
     return number
 
 
-def _in_words(error: BaseException) -> str:
-    """What a fault says, in one line."""
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+def _damaged(path: Path, error: BaseException) -> UsbpoError:
+    """The sentence for one of DAMAGE."""
+    what = f"{error} is missing" if isinstance(error, KeyError) else str(error).strip() or type(error).__name__
+    return UsbpoError(
+        f"{path}: it is damaged ({what.splitlines()[0]}); `dvc checkout --force {path}` brings the one that was "
+        "published, or delete it, and snakemake makes anew what it has no other record of."
+    )
 
 
 def write(path: Path, entries: Mapping[str, Entry]) -> None:
@@ -151,15 +141,21 @@ def changed_since(root: Path, names: Iterable[str]) -> set[str]:
     return {name for name, time in left.items() if time is not None and (root / name).stat().st_mtime > time}
 
 
-def restore(root: Path) -> tuple[list[str], dict[str, str]]:
+def restore(root: Path, unusable: dict[str, str] | None = None) -> list[str]:
     """Give Snakemake the records of every pulled folder below `root` whose provenance it has not been given yet.
 
     A file whose content is not the one that was recorded keeps the record that it has. Files that are, and are no
     links, get one time stamp, so that Snakemake need not read them to see that none is out of date.
 
-    Returns: sentences that the user shall read, and one for each folder whose provenance cannot be used, by folder.
+    Args:
+        unusable: gets a sentence for each folder whose provenance cannot be used; the others are then put back.
+
+    Returns: sentences that the user shall read.
+
+    Raises:
+        UsbpoError: a provenance file cannot be used, and there is no `unusable`.
     """
-    state, said, unusable = pulled.note_of(root), pulled.check_note(root), dict[str, str]()
+    state, said = pulled.note_of(root), pulled.check_note(root)
     known = {str(path.parent.relative_to(root)): path for path in _provenance_files(root)}
     for folder, path in known.items():
         before = state.get(folder, {"sha256": None, "cycles": [], "left": []})
@@ -168,8 +164,11 @@ def restore(root: Path) -> tuple[list[str], dict[str, str]]:
             mark = _mark(path)
             if mark is not None and mark == before["sha256"] and not came:
                 continue
-            number, entries = read(root, folder)
+            number, entries = read(path)
+            _check(path, folder, number, entries)
         except UsbpoError as error:
+            if unusable is None:
+                raise
             unusable[folder] = str(error)
             continue
         said += _put_back(root, path, number, entries)
@@ -178,7 +177,19 @@ def restore(root: Path) -> tuple[list[str], dict[str, str]]:
         left = [cycle for cycle in absent if cycle in before["left"] or cycle not in before["cycles"]]
         state[folder] = {"sha256": mark, "cycles": cycles, "left": left}
     pulled.write_note(root, {folder: state[folder] for folder in state if folder in known})
-    return said, unusable
+    return said
+
+
+def _check(path: Path, folder: str, number: int, entries: Mapping[str, Entry]) -> None:
+    """Raise UsbpoError where entries are of another folder, or none of Snakemake's of the format `number`."""
+    for name, entry in entries.items():
+        if not name.startswith(f"{folder}/") or ".." in Path(name).parts:
+            raise UsbpoError(f"{path}: it is of another folder; delete it, or pull {folder} again.")
+        try:
+            if number == format_number():
+                check_kept(entry.record)
+        except DAMAGE as error:
+            raise _damaged(path, error) from error
 
 
 def _mark(path: Path) -> str | None:
@@ -195,7 +206,7 @@ def remember(root: Path, folder: str) -> None:
     path = root / folder / layout.PROVENANCE
     state = pulled.note_of(root)
     left = pulled.left_behind(root, folder)
-    state[folder] = {"sha256": sha256(path), "cycles": _cycles(folder, read(root, folder)[1]), "left": left}
+    state[folder] = {"sha256": sha256(path), "cycles": _cycles(folder, read(path)[1]), "left": left}
     pulled.write_note(root, state)
 
 

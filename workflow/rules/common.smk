@@ -42,7 +42,7 @@ try:
         check_writable(Path())
         PLAN.check_files()
         lifetime.hold_workspace(Path())
-        said, UNUSABLE = provenance.restore(Path())
+        said = provenance.restore(Path(), UNUSABLE)
         said += [*copied.settle(Path()), *copied.other_package(Path(workflow.basedir))]
         for sentence in [*said, *UNUSABLE.values(), *PLAN.left_out()]:
             logger.warning(f"usbpo: {sentence}")
