@@ -543,6 +543,24 @@ def test_what_could_not_be_pushed_is_told_and_git_is_handed_nothing(longer: Path
     assert git(here, "diff", "--cached", "--name-only") == before
 
 
+def test_after_a_push_that_failed_the_next_one_hands_git_the_stage_too(first: Path, tmp_path: Path) -> None:
+    here, store = copied(first, tmp_path / "here"), tmp_path / "store"
+    git(here, "checkout", "--quiet", "HEAD~1", "--", "dvc.yaml")
+    git(here, "rm", "--quiet", "dvc.lock", f"{RUN}.dvc")
+    git(here, "commit", "--quiet", "--message", "As before the first publication")
+    dvc(here, "remote", "modify", "store", "url", "/proc/nowhere")
+    usbpo(here, "publish", fails=True)
+    assert git(here, "diff", "--cached", "--name-only") == ""
+    dvc(here, "remote", "modify", "store", "url", str(store))
+    git(here, "commit", "--quiet", "--message", "The remote", ".dvc/config")
+    usbpo(here, "publish")
+    assert git(here, "diff", "--cached", "--name-only").split() == [f"{RUN}.dvc", "dvc.lock", "dvc.yaml"]
+    git(here, "commit", "--quiet", "--message", "Publish")
+    third = clone(here, tmp_path / "third")
+    dvc(third, "pull")
+    assert shared_files(third) == shared_files(first)
+
+
 def test_the_configuration_goes_into_the_commit(first: Path, tmp_path: Path) -> None:
     here = copied(first, tmp_path / "here")
     change(here / "config/config.yaml", steps=120)

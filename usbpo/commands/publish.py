@@ -51,11 +51,11 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
 
     known, stages = dvc_inside.tracked(root, folders, dvc_inside.stages(root)), dict[str, str]()
     prepared = {folder: _provenance_of(root, folder, files, known.get(folder)) for folder, files in folders.items()}
-    of_git = list[str]()
+    drawn = [plan for plan in plans if plan.results_folder in folders]
+    of_git = ["dvc.yaml"] if drawn else []
     try:
-        for plan in plans:
-            if plan.results_folder in folders and _make_stage(plan, root):
-                of_git = ["dvc.yaml"]
+        for plan in drawn:
+            _make_stage(plan, root)
         stages = dvc_inside.stages(root)
         of_git += [dvc_inside.note_of(folder, stages.get(folder)) for folder in folders]
         for folder, files in folders.items():
@@ -66,12 +66,12 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
             dvc_inside.call(root, "push", *(("--remote", remote) if remote else ()), *folders)
     except BaseException:
         # DVC has staged what it added (core.autostage), and nobody could pull it.
-        _git(root, "restore", "--staged", "--", *of_git)
+        for path in of_git:  # one by one: git refuses all where it does not know one
+            _git(root, "restore", "--staged", "--", path)
         raise
     for sentence in [*said, *told, *(f"{sentence}; left out" for sentence in left_out)]:
         print(sentence)
-    _git(root, "add", "--", *of_git)
-    for path in _configuration(plans, runs, root):
+    for path in [*of_git, *_configuration(plans, runs, root)]:
         _git(root, "add", "--", path)
     print("Pushed." if push else "Added.", _what_is_left(root))
 
@@ -258,13 +258,13 @@ def _add(
     dvc_inside.add(root, folder, here | {note}, [note], tracked, stage)
 
 
-def _make_stage(plan: Plan, root: Path) -> bool:
+def _make_stage(plan: Plan, root: Path) -> None:
     """Give an experiment its stage in dvc.yaml: the default one, and others where one stands with its command alone.
 
     A plain `dvc repro` runs every stage, and another experiment may take days.
     """
     default = Path(plan.source) == experiment_file(None)
-    return dvc_inside.make_stage(
+    dvc_inside.make_stage(
         root,
         plan.experiment.experiment,
         plan.results_folder,

@@ -91,8 +91,8 @@ def stages(root: Path) -> dict[str, str]:
 
 def make_stage(
     root: Path, name: str, folder: str, parameters: Iterable[str], command: str | None = None, description: str = ""
-) -> bool:
-    """Write into dvc.yaml what a stage depends on and makes, where that does not stand there; whether it did.
+) -> None:
+    """Write into dvc.yaml what a stage depends on and makes, where that does not stand there.
 
     DVC takes a stage with outputs that were never published for one whose outputs are lost, so it is written no earlier
     than its outputs are added.
@@ -104,13 +104,12 @@ def make_stage(
     """
     stage = _stages(root).get(name) or ({"cmd": command, "desc": description} if command else {})
     if not {"cmd"} <= stage.keys() <= {"cmd", "desc"} or (root / note_of(folder, None)).is_file():
-        return False
+        return
     words = ["--desc", str(stage["desc"])] if stage.get("desc") else []
     words += [word for path in CODE if (root / path).exists() for word in ("--deps", path)]
     words += [word for path in parameters for word in ("--params", f"{path}:")]
     words += ["--outs-persist", folder]  # DVC would delete the folder before it runs the command
     call(root, "stage", "add", "--force", "--name", name, *words, str(stage["cmd"]))
-    return True
 
 
 def _stages(root: Path) -> dict[str, dict[str, Any]]:
