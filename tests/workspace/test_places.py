@@ -22,6 +22,7 @@ from helpers.workflow import (
 )
 
 from usbpo.workspace.copied import PLACE, other_package
+from usbpo.workspace.provenance import changed_since
 from usbpo.workspace.snakemake_inside import Records
 
 pytestmark = pytest.mark.xdist_group("places")
@@ -64,6 +65,8 @@ def test_after_cp_r_nothing_is_to_be_done_whatever_the_files_sizes(settled: Path
     assert "This workspace was copied: " in done.said
     assert "Nothing to be done" in done.said, done.said
     assert tree(copy) == before
+    curves = "data/results/test/learning_curves.csv"
+    assert changed_since(copy, [curves, EVALUATION]) == {curves}, "what nothing has read is looked into"
     again = snakemake(copy, "--dry-run", *SMALL)
     assert "was copied" not in again.said
     assert "Nothing to be done" in again.said

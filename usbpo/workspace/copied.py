@@ -7,7 +7,6 @@ run. And a virtual environment names its own place, so that a copied one still r
 
 import filecmp
 import os
-from collections import defaultdict
 from pathlib import Path
 
 import usbpo
@@ -23,7 +22,8 @@ def settle(root: Path) -> list[str]:
     """Where the workspace was copied since a Snakemake was last here, give files the times that their jobs left them.
 
     A file whose content a job has recorded gets its time only if it still has that content. One that was read without
-    a record of its content, because it is large, is taken for what it was.
+    a record of its content, because it is large, is taken for what it was. One that nothing has read is made a
+    millisecond newer: older than its job's inputs if these have changed, and so that `usbpo publish` looks into it.
 
     Returns: a sentence where files got their times.
 
@@ -49,17 +49,19 @@ def settle(root: Path) -> list[str]:
 def _give_times(root: Path) -> int:
     """Set the times of files that are newer than their jobs have left them; how many."""
     records = Records(root)
-    read: dict[str, set[str]] = defaultdict(set)
-    for name in records.names():
+    made, read = list(records.names()), dict[str, set[str]]()
+    for name in made:
         for path, digits in records.inputs(name).items():
-            read[path] |= {digits} - {""}
+            read.setdefault(path, set()).update({digits} - {""})
     many = 0
-    for path, contents in read.items():
+    for path in made:
+        contents = read.get(path)
         file, left = root / path, records.left_at(path)
         if left is None or file.is_symlink() or not file.is_file() or file.stat().st_mtime <= left:
             continue
         if not contents or sha256(file) in contents:
-            os.utime(file, (left, left))
+            time = left if path in read else left + 0.001
+            os.utime(file, (time, time))
             many += 1
     return many
 
