@@ -1,8 +1,10 @@
 """What a user reads where Snakemake's own words would mislead: a lock, a file that has gone, a full disk."""
 
 import os
+import shutil
 import subprocess
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,23 +115,25 @@ def test_on_a_full_disk_nothing_begins_and_one_sentence_says_why(small_disk: Pat
     filling = fill(small_disk, free)
     done = snakemake(small_disk)
     assert done.code == 1
-    assert (
-        done.said.splitlines()[-1] == f"usbpo: {small_disk}: the disk is full; free space, and type the command again."
-    )
+    told = f"usbpo: {small_disk}: the disk is full; free space, and type the command again."
+    assert done.said.splitlines()[-1] == told
     assert "Traceback" not in done.said
     filling.unlink()
     assert len(jobs_in(snakemake(small_disk, "--dry-run").said)) > 40
 
 
 def test_a_disk_that_fills_up_is_told_without_a_traceback_of_snakemake_and_the_same_command_goes_on(
-    finished: Path, small_disk: Path
+    finished: Path, small_disk: Path, tmp_path: Path
 ) -> None:
-    workspace = copied(finished, small_disk / "workspace")
-    removed = (EVALUATION, f"data/runs/{MBPO}/00003/evaluation.h5")
-    for path in removed:
-        (workspace / path).unlink()
+    """Snakemake's records lie on the full disk, so that the first of its own words is about that."""
+    workspace = copied(finished, tmp_path / "workspace")
+    shutil.move(workspace / ".snakemake", small_disk / "state")
+    (workspace / ".snakemake").symlink_to(small_disk / "state")
+    for run in (USBPO, MBPO):
+        evaluation = f"data/runs/{run}/00003/evaluation.h5"
+        (workspace / evaluation).unlink()
+        (small_disk / "state/metadata" / urlsafe_b64encode(evaluation.encode()).decode()).unlink()
     process = started(workspace)
-    wait_for((workspace / ".snakemake/locks").exists, 300, "the lock")
     wait_for(lambda: any((workspace / ".snakemake/incomplete").iterdir()), 300, "the first job")
     fill(small_disk, 0)
     said = process.communicate(timeout=300)[0]
