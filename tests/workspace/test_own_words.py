@@ -60,7 +60,7 @@ def test_of_two_that_are_started_at_the_same_instant_one_waits_for_nothing_and_s
     said = {process.communicate(timeout=600)[0]: process.returncode for process in both}
     refused = [text for text, code in said.items() if code]
     assert sorted(said.values()) == [0, 1], said
-    told = f"usbpo: {workspace}: another Snakemake is at work here; wait until it ends, or stop it."
+    told = f"usbpo: {workspace}: it cannot be locked: another Snakemake is at work; wait for it, or stop it."
     assert refused[0].splitlines()[-1] == told
     assert "unlock" not in refused[0]
     assert tree(workspace) == tree(finished)

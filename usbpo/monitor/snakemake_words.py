@@ -60,7 +60,7 @@ def sentence(text: str) -> str:
     would mislead: it advises to remove the lock of another that is at work, and shows where in its code a disk is full.
     """
     if text.startswith("LockException"):
-        return f"usbpo: {Path.cwd()}: another Snakemake is at work here; wait until it ends, or stop it."
+        return f"usbpo: {Path.cwd()}: it cannot be locked: another Snakemake is at work; wait for it, or stop it."
     if text.startswith(("Traceback", "WorkflowError", "OSError")) and FULL.search(text):
         return f"usbpo: {Path.cwd()}: the disk is full; free space, and the same command goes on where this one ended."
     if not text.startswith(("UsbpoError", "InputFunctionException")):
