@@ -55,5 +55,6 @@ onstart:
 
 onsuccess:
     check_restored()
+    check_left_out()
     if not PLAN.experiment.only and not PLAN.left_behind():
         logger.info(f"The results of the experiment are in {RESULTS}/; `usbpo status` lists the runs.")

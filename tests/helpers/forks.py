@@ -40,6 +40,7 @@ IMPORTED = (
     *("snakemake.cli", "snakemake.storage", "snakemake_logger_plugin_usbpo", "jsonschema", "smart_open"),
     *("dvc.cli", "dvc.repo", "gymnasium.envs.mujoco.inverted_pendulum_v5"),
     *("usbpo.commands.publish", "usbpo.worker.client", "usbpo.workspace.provenance", "usbpo.workspace.restoring"),
+    *("usbpo.report.results", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
 )
 FINGERPRINTED = ("report.results", "formats.tensorboard", "formats.video", "formats.film")
 Request = dict[str, Any]
@@ -73,6 +74,27 @@ def run(program: str, arguments: list[str], folder: Path, environment: dict[str,
                 raise subprocess.TimeoutExpired([program, *arguments], seconds) from None
         said.seek(0)
         return code, said.read().decode(errors="replace")
+
+
+class Started:
+    """A command at work that nobody hears: what the tests want of a `subprocess.Popen`."""
+
+    def __init__(self, program: str, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+        with open(os.devnull, "r+b") as nothing:
+            self._connection = ask(program, arguments, folder, environment, [nothing] * 3)
+        self._lines = self._connection.makefile("r")
+        self.pid = int(self._lines.readline())
+        """Of the command, which leads a process group of its own."""
+
+    def wait(self, seconds: float) -> int:
+        """Its exit status, below 0 where a signal ended it, once it has ended; TimeoutError if it does not in time."""
+        self._connection.settimeout(seconds)
+        return int(self._lines.readline())
+
+    def kill(self) -> None:
+        """Have it killed unless it has ended, by closing the connection."""
+        self._lines.close()
+        self._connection.close()
 
 
 def ask(

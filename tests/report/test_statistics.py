@@ -26,10 +26,10 @@ def scores(runs: int = 5, tasks: int = 3) -> st.SearchStrategy[Array]:
 
 
 def replicates_of_iqm(x: Array, random: np.random.Generator) -> Array:
-    """Bootstrap replicates made the slow way, one resample after the other."""
+    """Bootstrap replicates whose resamples are drawn the slow way, one after the other."""
     runs, tasks = x.shape
     drawn = [np.stack([x[random.integers(runs, size=runs), t] for t in range(tasks)], 1) for _ in range(4000)]
-    return np.array([statistics.iqm(each.reshape(-1)) for each in drawn])
+    return statistics.iqm(np.array([each.reshape(-1) for each in drawn]).T)
 
 
 def replicates_of_improvement(x: Array, y: Array, random: np.random.Generator) -> Array:

@@ -674,7 +674,7 @@ def test_a_spoilt_artifact_stops_its_run_with_a_sentence_and_is_made_anew_once_d
     spoilt = [workspace / of / name for of, (name, _, _) in zip((OF_USBPO, OF_MBPO), PAIRS[pair], strict=True)]
     for path, (_, spoil, _) in zip(spoilt, PAIRS[pair], strict=True):
         spoil(path, bench)
-    ended = snakemake(workspace, "runs")
+    ended = snakemake(workspace)
     assert ended.code == 1, ended.said
     assert "Traceback" not in ended.said
     for _, _, said in PAIRS[pair]:
@@ -682,6 +682,6 @@ def test_a_spoilt_artifact_stops_its_run_with_a_sentence_and_is_made_anew_once_d
     assert set(before) - set(tree(workspace)) <= outputs_of_failed_jobs(ended.said), "the rest is kept"
     for path in spoilt:
         path.unlink()
-    again = snakemake(workspace, "runs")
+    again = snakemake(workspace)
     assert again.code == 0, again.said
     assert tree(workspace) == before

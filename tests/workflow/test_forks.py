@@ -20,7 +20,7 @@ def from_a_shell(words: list[str], folder: Path) -> Ended:
 def comparable(said: str) -> list[list[str]]:
     """The words of its lines, without times and numbers, sorted: Snakemake lists sets, which have no order."""
     said = re.sub(r"\[.*\d\d:\d\d:\d\d \d{4}\]|^Job \d+|^  (Date|Workflow ID): .*", "…", said, flags=re.MULTILINE)
-    return sorted(sorted(re.split(r"[\s,{}]+", line)) for line in said.splitlines())
+    return sorted(sorted(re.split(r"[\s,;{}]+", line)) for line in said.splitlines())
 
 
 def test_a_forked_snakemake_says_and_returns_what_one_from_a_shell_does(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from helpers.workflow import (
     files,
     finished_workspace,
     jobs,
-    of_runs,
     planned,
     set_key,
     snakemake,
@@ -185,13 +184,13 @@ def test_what_was_read_spoilt_is_told_when_it_is_made_again_and_then_its_readers
     content[len(content) // 2] ^= 1  # the lowest bit of a weight
     policy.unlink()
     policy.write_bytes(content)
-    assert snakemake(workspace, "runs").code == 0, "its readers run again, with what nobody made"
+    assert snakemake(workspace).code == 0, "its readers run again, with what nobody made"
     policy.unlink()
-    assert planned(workspace, "runs") == {Job("policy", USBPO, 2)}
-    told = snakemake(workspace, "runs")
+    assert planned(workspace) == {Job("policy", USBPO, 2)}
+    told = snakemake(workspace)
     assert told.code == 1
     assert f"{OF_USBPO}/00002/policy.safetensors is not what was read of it before; type the command again" in told.said
-    again = snakemake(workspace, "runs")
+    again = snakemake(workspace)
     assert again.code == 0, again.said
     assert tree(workspace) == finished_tree
 
@@ -368,16 +367,12 @@ def interrupt_group(process_id: int) -> None:
     os.killpg(process_id, signal.SIGINT)
 
 
-@pytest.mark.parametrize(
-    ("stop", "targets"),
-    [(kill, []), (interrupt_group, ["runs"]), pytest.param(interrupt, [], marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("stop", [kill, interrupt_group, pytest.param(interrupt, marks=pytest.mark.slow)])
 def test_the_same_command_goes_on_after_an_interruption(
-    tmp_path: Path, finished_tree: dict[str, str], stop: Callable[[int], None], targets: list[str]
+    tmp_path: Path, finished_tree: dict[str, str], stop: Callable[[int], None]
 ) -> None:
-    wanted = of_runs(finished_tree) if targets else finished_tree
     random_steps = tmp_path / f"{OF_USBPO}/data/00000.h5"
-    first = start(tmp_path, *targets)
+    first = start(tmp_path)
     try:
         wait_for((tmp_path / f"{OF_USBPO}/00001/model-mle.safetensors").exists, 120, "a model")
         stop(first.pid)
@@ -386,20 +381,20 @@ def test_the_same_command_goes_on_after_an_interruption(
         first.kill()
     wait_for(lambda: not at_work_in(tmp_path), 30, "the end of all that Snakemake started")
 
-    assert 0 < len(tree(tmp_path)) < len(wanted)
+    assert 0 < len(tree(tmp_path)) < len(finished_tree)
     if stop is kill:
         assert list((tmp_path / ".snakemake/locks").iterdir())
     made = random_steps.stat().st_mtime_ns
-    again = snakemake(tmp_path, *targets)
+    again = snakemake(tmp_path)
     assert again.code == 0, again.said
-    assert tree(tmp_path) == wanted
+    assert tree(tmp_path) == finished_tree
     assert random_steps.stat().st_mtime_ns == made, "what was finished is not made again"
     if stop is kill:
         assert planned(tmp_path) == set()
 
 
 def test_a_second_snakemake_is_refused_while_the_first_lives(tmp_path: Path, finished_tree: dict[str, str]) -> None:
-    first = start(tmp_path, "runs")
+    first = start(tmp_path)
     try:
         wait_for((tmp_path / f"{OF_USBPO}/00001/model-mle.safetensors").exists, 120, "a model")
         os.kill(first.pid, signal.SIGSTOP)  # so that it cannot end before the second has tried
@@ -411,7 +406,7 @@ def test_a_second_snakemake_is_refused_while_the_first_lives(tmp_path: Path, fin
     assert second.code != 0
     assert "Traceback" not in second.said
     assert "cannot be locked" in second.said
-    assert tree(tmp_path) == of_runs(finished_tree)
+    assert tree(tmp_path) == finished_tree
 
 
 def test_the_report_is_one_page_that_begins_with_a_description(finished: Path, tmp_path: Path) -> None:

@@ -133,6 +133,40 @@ def test_the_output_of_a_stage_is_tracked_in_the_lock_file(here: Path) -> None:
         assert inside.tracked(here, ["results"], stages) == {"results": inside.Tracked(frozenset(), frozenset())}
 
 
+def test_a_stage_comes_with_its_outputs(here: Path) -> None:
+    results = "drawn/new folder"
+    write(here, f"{results}/made", "config/own.yaml")
+    (here / "config/own.yaml").write_text("steps: 1\n")
+    (here / "dvc.yaml").write_text(
+        "# Ours\n" + (here / "dvc.yaml").read_text() + "  named:\n    cmd: snakemake named\n"
+    )
+    with contract("dvc", "`dvc stage add --force` writes a stage and keeps the comments and the other stages"):
+        inside.make_stage(here, "new", results, ["config/own.yaml"], "snakemake new", "A new one")
+        text = (here / "dvc.yaml").read_text()
+        assert text.startswith("# Ours\n")
+        expected = {
+            "desc": "A new one",
+            "cmd": "snakemake new",
+            "deps": ["Snakefile"],
+            "params": [{"config/own.yaml": None}],
+            "outs": [{results: {"persist": True}}],
+        }
+        written = yaml.safe_load(text)["stages"]
+        assert written["new"] == expected
+        assert written["made"] == DVC_YAML["stages"]["made"]
+    with contract(
+        "dvc", "a stage of which dvc.lock has nothing counts as changed, and one that was committed does not"
+    ):
+        assert "new" in inside.call(here, "status", "new")
+        inside.add(here, results, {f"{results}/made"}, [], None, "new")
+        assert "up to date" in inside.call(here, "status", "new")
+    inside.make_stage(here, "new", results, [], "snakemake other")
+    inside.make_stage(here, "another", "drawn/another", [])
+    assert (here / "dvc.yaml").read_text() == text, "what stands there stays, and nobody has asked for another"
+    inside.make_stage(here, "named", "drawn/named", [])
+    assert inside.stages(here) == {"results": "made", results: "new", "drawn/named": "named"}
+
+
 def test_what_it_tracks_is_staged_in_git(here: Path) -> None:
     write(here, f"{FOLDER}/2/new")
     write(here, "results/made", content="other")

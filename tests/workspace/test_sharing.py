@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from base64 import urlsafe_b64encode
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from helpers.sharing import (
     usbpo,
     without,
 )
-from helpers.workflow import MBPO, RESULTS, USBPO, Job, copied, finished_workspace, jobs, jobs_in
+from helpers.workflow import BIN, MBPO, RESULTS, USBPO, Job, copied, finished_workspace, jobs, jobs_in
 
 from usbpo.artifacts.layout import PROVENANCE
 from usbpo.workspace import provenance
@@ -53,7 +54,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharing")
     made = project(folder / "first", finished_workspace(tmp_path_factory))
     dvc(made, "remote", "add", "--default", "store", str(folder / "store"))
-    dvc(made, "repro")
+    snake(made)
     usbpo(made, "publish")
     git(made, "commit", "--all", "--quiet", "--message", "Publish")
     return made
@@ -110,6 +111,66 @@ def test_publishing_again_changes_nothing(first: Path, tmp_path: Path) -> None:
     assert "nothing new" in said
     assert shared_files(again) == before
     assert git(again, "status", "--porcelain") == ""
+
+
+def test_in_a_clone_of_what_is_not_published_yet_nothing_is_wrong(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    here = project(tmp_path / "here", finished_workspace(tmp_path_factory))
+    dvc(here, "remote", "add", "--default", "store", str(tmp_path / "store"))
+    git(here, "commit", "--all", "--quiet", "--message", "Where runs are kept")
+    fresh = clone(here, tmp_path / "fresh")
+    assert "changed" not in dvc(fresh, "status")
+    assert "up to date" in dvc(fresh, "pull")
+
+    usbpo(here, "publish", USBPO)
+    git(here, "commit", "--all", "--quiet", "--message", "One run")
+    partly = clone(here, tmp_path / "partly")
+    assert "ERROR" not in dvc(partly, "pull")
+    assert shared_files(partly) == shared_files(here, RUN)
+    assert "up to date" in dvc(partly, "status")
+
+    stage = {"desc": "By hand", "cmd": "snakemake --cores 1"}
+    change(here / "dvc.yaml", stages={"demo": stage})
+    snake(here)
+    usbpo(here, "publish")
+    made = yaml.safe_load((here / "dvc.yaml").read_text())["stages"]["demo"]
+    assert {key: made[key] for key in stage} == stage, "what stands there stays"
+    assert made["outs"] == [{"data/results/demo": {"persist": True}}]
+    git(here, "commit", "--all", "--quiet", "--message", "All")
+    whole = clone(here, tmp_path / "whole")
+    dvc(whole, "pull")
+    assert shared_files(whole) == shared_files(here)
+    assert "up to date" in dvc(whole, "status")
+
+
+def test_the_default_experiment_gets_a_stage_with_its_results(first: Path) -> None:
+    stage = yaml.safe_load((first / "dvc.yaml").read_text())["stages"]["demo"]
+    assert stage["cmd"] == "snakemake --cores all"
+    assert stage["deps"] == ["Snakefile", "usbpo", "workflow"]
+    assert [list(file) for file in stage["params"]] == [
+        ["config/algorithms/mbpo.yaml"],
+        ["config/algorithms/test-mbpo.yaml"],
+        ["config/algorithms/test-usbpo.yaml"],
+        ["config/config.yaml"],
+        ["config/tasks/InvertedPendulum.yaml"],
+        ["config/tasks/test-pendulum.yaml"],
+    ]
+    assert stage["outs"] == [{"data/results/demo": {"persist": True}}]
+    assert "# What is shared" in (first / "dvc.yaml").read_text(), "comments stay"
+
+
+@pytest.mark.parametrize("part", ["data", "data/runs", f"{RUN}"])
+def test_behind_a_symbolic_link_nothing_is_published(first: Path, tmp_path: Path, part: str) -> None:
+    here, elsewhere = copied(first, tmp_path / "here"), tmp_path / "elsewhere"
+    (here / part).rename(elsewhere)
+    (here / part).symlink_to(elsewhere)
+    assert NOTHING in snake(here), "to work there is allowed"
+    before = git(here, "ls-files", "--stage")
+    said = usbpo(here, "publish", "--no-push", fails=True)
+    assert said.startswith(f"usbpo publish: {part}: it is a symbolic link, behind which neither DVC nor git tracks")
+    assert len(said.splitlines()) == 1
+    assert git(here, "ls-files", "--stage") == before
 
 
 # ---- pulling everything ------------------------------------------------------------------------------------------
@@ -482,6 +543,24 @@ def test_what_could_not_be_pushed_is_told_and_git_is_handed_nothing(longer: Path
     assert git(here, "diff", "--cached", "--name-only") == before
 
 
+def test_after_a_push_that_failed_the_next_one_hands_git_the_stage_too(first: Path, tmp_path: Path) -> None:
+    here, store = copied(first, tmp_path / "here"), tmp_path / "store"
+    git(here, "checkout", "--quiet", "HEAD~1", "--", "dvc.yaml")
+    git(here, "rm", "--quiet", "dvc.lock", f"{RUN}.dvc")
+    git(here, "commit", "--quiet", "--message", "As before the first publication")
+    dvc(here, "remote", "modify", "store", "url", "/proc/nowhere")
+    usbpo(here, "publish", fails=True)
+    assert git(here, "diff", "--cached", "--name-only") == ""
+    dvc(here, "remote", "modify", "store", "url", str(store))
+    git(here, "commit", "--quiet", "--message", "The remote", ".dvc/config")
+    usbpo(here, "publish")
+    assert git(here, "diff", "--cached", "--name-only").split() == [f"{RUN}.dvc", "dvc.lock", "dvc.yaml"]
+    git(here, "commit", "--quiet", "--message", "Publish")
+    third = clone(here, tmp_path / "third")
+    dvc(third, "pull")
+    assert shared_files(third) == shared_files(first)
+
+
 def test_the_configuration_goes_into_the_commit(first: Path, tmp_path: Path) -> None:
     here = copied(first, tmp_path / "here")
     change(here / "config/config.yaml", steps=120)
@@ -621,3 +700,69 @@ def test_equal_entries_give_equal_bytes(tmp_path: Path) -> None:
     provenance.write(tmp_path / "two", dict(reversed(entries.items())))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert provenance.read(tmp_path / "two") == (format_number(), entries)
+
+
+def flip(path: Path) -> None:
+    """Turn round one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def test_a_run_with_a_damaged_provenance_is_left_out_and_the_others_go_on(first: Path, pulled: Path) -> None:
+    note, evaluation = f"{RUN}/{PROVENANCE}", f"data/runs/{MBPO}/00003/evaluation.h5"
+    flip(pulled / note)
+    (pulled / evaluation).unlink()
+    assert planned(pulled) == {Job("evaluate", MBPO, 3)}, "of the other run"
+    said = run(pulled, str(BIN / "snakemake"), "--cores", "1", fails=True)
+    assert len([text for text in said.splitlines() if note in text]) == 1
+    assert f"usbpo: {note}: it is damaged (" in said
+    assert f"`dvc checkout --force {note}` brings the one that was published" in said
+    assert said.splitlines()[-1] == f"usbpo: {USBPO}: left out, see above; all else is done."
+    assert "Traceback" not in said
+    assert shared_files(pulled, evaluation.rpartition("/")[0]) == shared_files(first, evaluation.rpartition("/")[0])
+    asked = run(pulled, str(BIN / "snakemake"), f"{RUN}/00002/evaluation.h5", "--force", "-n", fails=True)
+    assert f"{note}: it is damaged (" in asked.splitlines()[-1], "nor by the name of a file"
+    dvc(pulled, "checkout", "--force", note)
+    assert NOTHING in snake(pulled)
+
+
+def test_where_all_is_damaged_nothing_is_done_and_each_file_is_named(pulled: Path) -> None:
+    notes = [f"data/runs/{of}/{PROVENANCE}" for of in (USBPO, MBPO)]
+    for note in notes:
+        (pulled / note).write_bytes(b"\x1f\x8b")
+    before = shared_files(pulled)
+    said = run(pulled, str(BIN / "snakemake"), "--cores", "1", fails=True)
+    assert all(f"usbpo: {note}: it is damaged (" in said for note in notes)
+    assert said.splitlines()[-1] == "usbpo: nothing is left to do, see above."
+    assert shared_files(pulled) == before
+
+
+def test_a_run_with_a_damaged_provenance_is_not_published_and_the_others_are(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    flip(here / RUN / PROVENANCE)
+    flip(here / "data/results/demo" / PROVENANCE)
+    before = git(here, "ls-files", "--stage")
+    said = usbpo(here, "publish", "--no-push")
+    assert f"data/runs/{MBPO}: nothing new" in said
+    assert f"{RUN}/{PROVENANCE}: it is damaged (" in said
+    assert f"data/results/demo/{PROVENANCE}: it is damaged (" in said
+    assert git(here, "ls-files", "--stage") == before
+    told = usbpo(here, "publish", "--no-push", USBPO, fails=True)
+    assert told.startswith(f"usbpo publish: nothing is published: {RUN}/{PROVENANCE}: it is damaged (")
+    assert len(told.splitlines()) == 1
+
+
+def test_damaged_records_of_snakemake_count_as_lost(first: Path, tmp_path: Path) -> None:
+    here = copied(first, tmp_path / "here")
+    contents = {"00001/policy.json": b"\xff\xfe", "00002/policy.json": b"[1]", "00003/policy.json": b'{"params": [3]}'}
+    for name, content in contents.items():
+        record = here / ".snakemake/metadata" / urlsafe_b64encode(f"{RUN}/{name}".encode()).decode()
+        assert record.is_file()
+        record.write_bytes(content)
+    said = snake(here)
+    assert NOTHING in said
+    for name in contents:
+        assert f"Snakemake's record of {RUN}/{name} counts as lost." in said
+    told = usbpo(here, "publish", "--no-push")
+    assert f"{RUN}/00001/policy.json and 2 more have no record of the job that made it" in told

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -303,6 +304,26 @@ def test_a_record_has_the_time_at_which_the_job_left_its_file(workspace: Path) -
     with contract("snakemake", "endtime of a record is the modification time of the file when its job ended"):
         assert inside.Records(workspace).left_at("b/1.txt") == pytest.approx((workspace / "b/1.txt").stat().st_mtime)
         assert inside.Records(workspace).left_at("none.txt") is None
+
+
+def test_records_are_named_and_say_what_was_read(workspace: Path) -> None:
+    records = inside.Records(workspace)
+    with contract("snakemake", "the name of a record is the path of its file in base64"):
+        assert set(records.names()) == {"a/1.txt", "b/1.txt", "c.txt"}
+    with contract("snakemake", "input and input_checksums of a record say what a job has read"):
+        assert records.inputs("b/1.txt").keys() == {"a/1.txt"}
+        assert records.inputs("c.txt") == records.inputs("none.txt") == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b"3", b'{"params": [3]}', b"[" * 100_000])
+def test_a_damaged_record_counts_as_lost(workspace: Path, content: bytes) -> None:
+    path = workspace / ".snakemake/metadata" / urlsafe_b64encode(b"b/1.txt").decode()
+    path.write_bytes(content)
+    records = inside.Records(workspace)
+    with contract("snakemake", "its persistence reads each record by _io_read"):
+        assert records.finished(["b/1.txt", "c.txt"]).keys() == {"c.txt"}
+        assert records.inputs("b/1.txt") == {}
+        assert records.left_at("b/1.txt") is None
 
 
 def test_records_that_were_put_back_do_as_well_as_its_own(workspace: Path) -> None:

@@ -43,46 +43,35 @@ def publish(words: Sequence[str], root: Path = Path(), *, push: bool = True, rem
     """
     plans, runs = _chosen(words, root)
     _check(root, [*(run.folder for run in runs), *(plan.results_folder for plan in plans)], push, remote)
-    said = provenance.restore(root)  # where Snakemake has not been since the pull
-    folders: dict[str, Files] = {}
-    left_out = []
-    for run in runs:
-        files, why = _finished(run, root)
-        said += [f"{run.name}: {why}; left out"] if why and files else []
-        if files:
-            folders[run.folder] = files
-            said += _made_otherwise(run, files, root)
-        else:
-            left_out.append(f"{run.name}: {why or 'nothing of it is finished'}")
-    published = {name for files in folders.values() for name in files.here}
-    for plan in plans:
-        files, why = _results(plan, root, published)
-        if files:
-            folders[plan.results_folder] = files
-        else:
-            left_out.append(f"{plan.results_folder}: {why}")
+    unusable = dict[str, str]()
+    said = provenance.restore(root, unusable)  # where Snakemake has not been since the pull
+    folders, told, left_out = _publishable(plans, runs, unusable, root)
     if not folders:
         raise UsbpoError(f"nothing is published: {'; '.join(left_out)}; run snakemake first.")
 
-    stages = dvc_inside.stages(root)
-    tracked = dvc_inside.tracked(root, folders, stages)
-    prepared = {folder: _provenance_of(root, folder, files, tracked.get(folder)) for folder, files in folders.items()}
-    of_git = [dvc_inside.note_of(folder, stages.get(folder)) for folder in folders]
+    known, stages = dvc_inside.tracked(root, folders, dvc_inside.stages(root)), dict[str, str]()
+    prepared = {folder: _provenance_of(root, folder, files, known.get(folder)) for folder, files in folders.items()}
+    drawn = [plan for plan in plans if plan.results_folder in folders]
+    of_git = ["dvc.yaml"] if drawn else []
     try:
+        for plan in drawn:
+            _make_stage(plan, root)
+        stages = dvc_inside.stages(root)
+        of_git += [dvc_inside.note_of(folder, stages.get(folder)) for folder in folders]
         for folder, files in folders.items():
             entries, new = prepared[folder]
-            _add(root, folder, files.here, tracked.get(folder), stages.get(folder), entries)
+            _add(root, folder, files.here, known.get(folder), stages.get(folder), entries)
             print(f"{folder}: {new or 'nothing'} new, {len(files.here)} files here")
         if push:
             dvc_inside.call(root, "push", *(("--remote", remote) if remote else ()), *folders)
     except BaseException:
         # DVC has staged what it added (core.autostage), and nobody could pull it.
-        _git(root, "restore", "--staged", "--", *of_git)
+        for path in of_git:  # one by one: git refuses all where it does not know one
+            _git(root, "restore", "--staged", "--", path)
         raise
-    for sentence in [*said, *(f"{sentence}; left out" for sentence in left_out)]:
+    for sentence in [*said, *told, *(f"{sentence}; left out" for sentence in left_out)]:
         print(sentence)
-    _git(root, "add", "--", *of_git)
-    for path in _configuration(plans, runs, root):
+    for path in [*of_git, *_configuration(plans, runs, root)]:
         _git(root, "add", "--", path)
     print("Pushed." if push else "Added.", _what_is_left(root))
 
@@ -95,6 +84,39 @@ class Files:
     """Snakemake's records by path, also of files that are not there any more"""
     here: frozenset[str]
     """Those that are there and are published"""
+
+
+def _publishable(
+    plans: Iterable[Plan], runs: Iterable[Run], unusable: Mapping[str, str], root: Path
+) -> tuple[dict[str, Files], list[str], list[str]]:
+    """What may be published of each folder; sentences about it; and what is left out, and why.
+
+    Args:
+        unusable: folders whose provenance cannot be used, and why.
+    """
+    folders, told, left_out = dict[str, Files](), list[str](), list[str]()
+    for run in runs:
+        if run.folder in unusable:
+            left_out.append(unusable[run.folder].rstrip("."))
+            continue
+        files, why = _finished(run, root)
+        told += [f"{run.name}: {why}; left out"] if why and files else []
+        if files:
+            folders[run.folder] = files
+            told += _made_otherwise(run, files, root)
+        else:
+            left_out.append(f"{run.name}: {why or 'nothing of it is finished'}")
+    published = {name for files in folders.values() for name in files.here}
+    for plan in plans:
+        if plan.results_folder in unusable:
+            left_out.append(unusable[plan.results_folder].rstrip("."))
+            continue
+        files, why = _results(plan, root, published)
+        if files:
+            folders[plan.results_folder] = files
+        else:
+            left_out.append(f"{plan.results_folder}: {why}")
+    return folders, told, left_out
 
 
 def _chosen(words: Sequence[str], root: Path) -> tuple[list[Plan], list[Run]]:
@@ -123,6 +145,8 @@ def _experiment(word: str | None) -> Plan | None:
 
 def _check(root: Path, folders: Iterable[str], push: bool, remote: str | None) -> None:
     """Refuse what could not be finished, before anything is done."""
+    folders = list(folders)
+    dvc_inside.check_folders(root, folders)
     if snakemake_started(root) is not None:
         raise UsbpoError(f"{root}: a Snakemake is at work here; publish when it has ended.")
     for folder in sorted(lifetime.held_names(root, folders)):  # one with --nolock
@@ -232,6 +256,22 @@ def _add(
         provenance.write(root / note, entries)
     provenance.remember(root, folder)
     dvc_inside.add(root, folder, here | {note}, [note], tracked, stage)
+
+
+def _make_stage(plan: Plan, root: Path) -> None:
+    """Give an experiment its stage in dvc.yaml: the default one, and others where one stands with its command alone.
+
+    A plain `dvc repro` runs every stage, and another experiment may take days.
+    """
+    default = Path(plan.source) == experiment_file(None)
+    dvc_inside.make_stage(
+        root,
+        plan.experiment.experiment,
+        plan.results_folder,
+        parameters=_configuration([plan], plan.cycles, root),
+        command="snakemake --cores all" if default else None,
+        description=f"The default experiment, {plan.source}",
+    )
 
 
 def _configuration(plans: Iterable[Plan], runs: Iterable[Run], root: Path) -> list[str]:

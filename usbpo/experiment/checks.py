@@ -9,13 +9,19 @@ from usbpo.experiment.options import environment_arguments
 from usbpo.experiment.paths import is_file
 from usbpo.experiment.run import Run
 
+LEAST_FREE = 1_000_000
+"""Bytes of disk without which Snakemake itself cannot begin: its log, locks and records"""
+
 
 def check_writable(folder: Path) -> None:
     """Check, before anything is computed, that artifacts can be written.
 
     Raises:
-        UsbpoError: data/, data/runs or data/results is no folder, or cannot be written.
+        UsbpoError: data/, data/runs or data/results is no folder, or cannot be written, or the disk is full.
     """
+    about = os.statvfs(folder)
+    if about.f_bavail * about.f_frsize < LEAST_FREE:
+        raise UsbpoError(f"{folder.resolve()}: the disk is full; free space, and type the command again.")
     for output in (folder / "data", folder / "data/runs", folder / "data/results"):
         probe = output / f".usbpo-probe-{os.getpid()}"  # two may look at the same time
         try:

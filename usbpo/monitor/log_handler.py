@@ -29,7 +29,7 @@ from usbpo.errors import UsbpoError
 from usbpo.monitor.display import Display, LineDisplay, TableConsole, TableDisplay
 from usbpo.monitor.logs import last_lines
 from usbpo.monitor.progress import Progress
-from usbpo.monitor.snakemake_words import SMALL_TALK, ending_signal, sentence, without_places
+from usbpo.monitor.snakemake_words import SMALL_TALK, ending_signal, sentence, vanished, without_places
 from usbpo.monitor.targets import TARGETS, parse_targets, remember_targets
 
 REFRESH_SECONDS = 0.5
@@ -243,7 +243,7 @@ class LogHandler(LogHandlerBase):
             if missing and self._progress:
                 self._progress.job_failed(int(missing[1]))  # no JOB_ERROR follows
             style = "red" if record.levelno >= ERROR else "yellow" if record.levelno >= WARNING else ""
-            shown = self._formatter.format(record)
+            shown = vanished(text) if missing else self._formatter.format(record)
             self._display.message(without_places(shown) if exception == "WorkflowError" else shown, style)
 
     def _farewell(self) -> str:

@@ -95,9 +95,19 @@ def save(draw: Callable[[], Figure], stem: Path) -> None:
     """Draw a figure in the house style and write it as `stem`.svg and `stem`.png, the same bytes every time."""
     with _style():
         figure = draw()
+        _lay_out(figure)
         for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             with writing(stem.with_name(f"{stem.name}.{suffix}")) as temporary:
                 figure.savefig(temporary, format=suffix, metadata=metadata)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place panels, labels and legend for good: the engine would do it anew, with a draw more, for each saved file."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        figure.set_dpi(matplotlib.rcParams["savefig.dpi"])  # in whose pixels letters are measured
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def _style() -> AbstractContextManager[None]:

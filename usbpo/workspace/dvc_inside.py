@@ -11,6 +11,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,6 +21,10 @@ from usbpo.experiment.yaml_files import read_yaml
 
 NOT_SHARED = ("logs", "benchmarks")
 """Folders beside the artifacts that stay where they were written, as .dvcignore says."""
+
+
+CODE = ("Snakefile", "usbpo", "workflow")
+"""What a stage depends on beside its configuration"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,21 @@ def require_repository(root: Path) -> None:
     call(root, "root")
 
 
+def check_folders(root: Path, folders: Iterable[str]) -> None:
+    """Refuse folders that a symbolic link leads to: what lies behind one is tracked neither by DVC nor by git.
+
+    Raises:
+        UsbpoError: a folder, or one above it in the workspace, is a link.
+    """
+    for folder in folders:
+        for part in [Path(folder), *Path(folder).parents][:-1]:
+            if (root / part).is_symlink():
+                raise UsbpoError(
+                    f"{root / part}: it is a symbolic link, behind which neither DVC nor git tracks anything; put the "
+                    "folder itself there, and DVC's cache on the larger disk (docs/sharing.md)."
+                )
+
+
 def remotes(root: Path) -> tuple[list[str], bool]:
     """The names of the remotes that DVC knows, and whether one of them is the default; also outside of a repository."""
     listed = call(root, "remote", "list").splitlines()
@@ -61,14 +81,41 @@ def remotes(root: Path) -> tuple[list[str], bool]:
 
 def stages(root: Path) -> dict[str, str]:
     """The stage of dvc.yaml that has a folder as its output, by folder."""
-    path = root / "dvc.yaml"
-    named = (read_yaml(path) if path.is_file() else {}).get("stages", {})
     return {
         folder.rstrip("/"): name
-        for name, stage in named.items()
+        for name, stage in _stages(root).items()
         for out in stage.get("outs", [])
         for folder in ([out] if isinstance(out, str) else out)
     }
+
+
+def make_stage(
+    root: Path, name: str, folder: str, parameters: Iterable[str], command: str | None = None, description: str = ""
+) -> None:
+    """Write into dvc.yaml what a stage depends on and makes, where that does not stand there.
+
+    DVC takes a stage with outputs that were never published for one whose outputs are lost, so it is written no earlier
+    than its outputs are added.
+
+    Args:
+        folder: of the results that the stage makes.
+        parameters: the configuration files that it reads.
+        command: of a stage that is not there yet; None: nothing is done but where one stands with its command alone.
+    """
+    stage = _stages(root).get(name) or ({"cmd": command, "desc": description} if command else {})
+    if not {"cmd"} <= stage.keys() <= {"cmd", "desc"} or (root / note_of(folder, None)).is_file():
+        return
+    words = ["--desc", str(stage["desc"])] if stage.get("desc") else []
+    words += [word for path in CODE if (root / path).exists() for word in ("--deps", path)]
+    words += [word for path in parameters for word in ("--params", f"{path}:")]
+    words += ["--outs-persist", folder]  # DVC would delete the folder before it runs the command
+    call(root, "stage", "add", "--force", "--name", name, *words, str(stage["cmd"]))
+
+
+def _stages(root: Path) -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml by name."""
+    path = root / "dvc.yaml"
+    return dict((read_yaml(path) if path.is_file() else {}).get("stages") or {})
 
 
 def note_of(folder: str, stage: str | None) -> str:

@@ -9,7 +9,10 @@ one that they were made with.
 import gzip
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+import stat
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,19 @@ from typing import Any
 from usbpo.artifacts import layout, pulled
 from usbpo.artifacts.files import sha256, writing
 from usbpo.errors import UsbpoError
-from usbpo.workspace.snakemake_inside import Records, format_number
+from usbpo.workspace.snakemake_inside import Records, check_kept, format_number
 
 VERSION = 1
 """Of the file's own lines."""
 
 STAMP = 946_684_800
 """The time stamp that pulled files get, 2000-01-01: one for all folders, and older than whatever is made here."""
+
+LARGEST, LONGEST_LINE = 2**30, 2**24
+"""Bytes of a provenance file and of a line of it, unpacked; the longest run of all experiments has some 100 MB."""
+
+DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError, MemoryError)
+"""What reading a file raises that is not what `write` has left."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +48,81 @@ def read(path: Path) -> tuple[int, dict[str, Entry]]:
     """The number of the records' format, and the entries by path from the workspace; (0, {}) without such a file.
 
     Raises:
-        UsbpoError: it is damaged, or of a later version.
+        UsbpoError: it is damaged, of a later version, or cannot be read.
     """
-    if not path.is_file():
+    if not path.exists():
         return 0, {}
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            head, *lines = [json.loads(line) for line in file]
-        number, version = int(head["format"]), head["provenance"]
-        entries = {line["path"]: Entry(dict(line["record"]), line["sha256"]) for line in lines}
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UsbpoError(f"{path}: it is damaged ({error}); pull it again, or delete it.") from error
-    if version != VERSION:
-        raise UsbpoError(f"{path}: it is of version {version}, this usbpo reads {VERSION}; take the newer usbpo.")
+        lines = _lines(path)
+        head = next(lines)
+        version, number = _whole(head["provenance"]), _whole(head["format"])
+        if version != VERSION:
+            raise UsbpoError(f"{path}: it is of version {version}, this usbpo reads {VERSION}; take the newer usbpo.")
+        entries = dict[str, Entry]()
+        for line in lines:
+            name, entry = _entry(line)
+            if name in entries:
+                raise ValueError(f"{name} stands in it twice")
+            entries[name] = entry
+    except PermissionError as error:
+        raise UsbpoError(f"{path}: it cannot be read ({error.strerror}); mend its permissions.") from error
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
     return number, entries
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a provenance file, unpacked one after the other so that a huge one takes neither memory nor time.
+
+    Raises:
+        one of DAMAGE: it cannot be unpacked, or is too large for what it should be.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no file")
+    unpacked = 0
+    with gzip.open(path, "rb") as file:
+        while text := file.readline(LONGEST_LINE + 1):
+            unpacked += len(text)
+            if len(text) > LONGEST_LINE or unpacked > LARGEST:
+                raise ValueError("it is too large")
+            line = json.loads(text)
+            if not isinstance(line, dict):
+                raise ValueError("a line is no mapping")
+            yield line
+    if not unpacked:
+        raise ValueError("it is empty")
+
+
+def _entry(line: Mapping[str, Any]) -> tuple[str, Entry]:
+    """The path and the entry of a line.
+
+    Raises:
+        one of DAMAGE: it is not as `write` has left it.
+    """
+    name, digits, record = line["path"], line["sha256"], line["record"]
+    if not isinstance(name, str) or not name.isprintable():
+        raise ValueError("a path is none")
+    if digits is not None and not (isinstance(digits, str) and re.fullmatch("[0-9a-f]{64}", digits)):
+        raise ValueError(f"the SHA-256 of {name} is none")
+    if not isinstance(record, dict):
+        raise ValueError(f"the record of {name} is none")
+    return name, Entry(record, digits)
+
+
+def _whole(number: Any) -> int:
+    """An integer, and not something that Python takes for one."""
+    if type(number) is not int:
+        raise ValueError(f"{number!r} is no whole number")
+    return number
+
+
+def _damaged(path: Path, error: BaseException) -> UsbpoError:
+    """The sentence for one of DAMAGE."""
+    what = f"{error} is missing" if isinstance(error, KeyError) else str(error).strip() or type(error).__name__
+    return UsbpoError(
+        f"{path}: it is damaged ({what.splitlines()[0]}); `dvc checkout --force {path}` brings the one that was "
+        "published, or delete it, and snakemake makes anew what it has no other record of."
+    )
 
 
 def write(path: Path, entries: Mapping[str, Entry]) -> None:
@@ -71,28 +141,36 @@ def changed_since(root: Path, names: Iterable[str]) -> set[str]:
     return {name for name, time in left.items() if time is not None and (root / name).stat().st_mtime > time}
 
 
-def restore(root: Path) -> list[str]:
+def restore(root: Path, unusable: dict[str, str] | None = None) -> list[str]:
     """Give Snakemake the records of every pulled folder below `root` whose provenance it has not been given yet.
 
     A file whose content is not the one that was recorded keeps the record that it has. Files that are, and are no
     links, get one time stamp, so that Snakemake need not read them to see that none is out of date.
 
+    Args:
+        unusable: gets a sentence for each folder whose provenance cannot be used; the others are then put back.
+
     Returns: sentences that the user shall read.
 
     Raises:
-        UsbpoError: a provenance file is damaged, or of another folder.
+        UsbpoError: a provenance file cannot be used, and there is no `unusable`.
     """
-    state, said = pulled.note_of(root), []
+    state, said = pulled.note_of(root), pulled.check_note(root)
     known = {str(path.parent.relative_to(root)): path for path in _provenance_files(root)}
     for folder, path in known.items():
         before = state.get(folder, {"sha256": None, "cycles": [], "left": []})
-        mark = sha256(path)
         came = [cycle for cycle in before["left"] if (root / folder / layout.five_digits(cycle)).is_dir()]
-        if mark == before["sha256"] and not came:
+        try:
+            mark = _mark(path)
+            if mark is not None and mark == before["sha256"] and not came:
+                continue
+            number, entries = read(path)
+            _check(path, folder, number, entries)
+        except UsbpoError as error:
+            if unusable is None:
+                raise
+            unusable[folder] = str(error)
             continue
-        number, entries = read(path)
-        if any(not name.startswith(f"{folder}/") or ".." in Path(name).parts for name in entries):
-            raise UsbpoError(f"{path}: it is of another folder; delete it, or pull {folder} again.")
         said += _put_back(root, path, number, entries)
         cycles = _cycles(folder, entries)
         absent = [cycle for cycle in cycles if not (root / folder / layout.five_digits(cycle)).is_dir()]
@@ -100,6 +178,27 @@ def restore(root: Path) -> list[str]:
         state[folder] = {"sha256": mark, "cycles": cycles, "left": left}
     pulled.write_note(root, {folder: state[folder] for folder in state if folder in known})
     return said
+
+
+def _check(path: Path, folder: str, number: int, entries: Mapping[str, Entry]) -> None:
+    """Raise UsbpoError where entries are of another folder, or none of Snakemake's of the format `number`."""
+    for name, entry in entries.items():
+        if not name.startswith(f"{folder}/") or ".." in Path(name).parts:
+            raise UsbpoError(f"{path}: it is of another folder; delete it, or pull {folder} again.")
+        try:
+            if number == format_number():
+                check_kept(entry.record)
+        except DAMAGE as error:
+            raise _damaged(path, error) from error
+
+
+def _mark(path: Path) -> str | None:
+    """The SHA-256 of a provenance file; None where it is none that could be read."""
+    try:
+        about = path.stat()
+        return sha256(path) if stat.S_ISREG(about.st_mode) and about.st_size <= LARGEST else None
+    except OSError:
+        return None
 
 
 def remember(root: Path, folder: str) -> None:

@@ -7,6 +7,7 @@ makes of Snakemake's log events stands in usbpo.monitor, because a logger plugin
 
 import hashlib
 import inspect
+import logging
 import os
 import sys
 from base64 import urlsafe_b64decode
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from usbpo.errors import UsbpoError
 
 STATE = ".snakemake"
 """The folder of Snakemake's state, in the workspace"""
@@ -49,6 +52,17 @@ def read_configuration_by(reader: Callable[[Any], dict[str, Any]]) -> None:
 def has_config_words(workflow: Any) -> bool:
     """Whether the command has --config KEY=VALUE."""
     return bool(workflow.config_settings.config)
+
+
+def check_places(folders: Iterable[Path]) -> None:
+    """Refuse folders, of a workspace or a project, with whose paths Snakemake cannot work.
+
+    Raises:
+        UsbpoError: a path has a brace, which Snakemake takes for the begin or the end of a wildcard.
+    """
+    for folder in map(os.path.abspath, folders):
+        if "{" in folder or "}" in folder:
+            raise UsbpoError(f"{folder}: Snakemake takes a brace in a path for a wildcard; rename the folder.")
 
 
 def is_main(workflow: Any) -> bool:
@@ -88,6 +102,26 @@ def record_of(workflow: Any, path: str) -> Any:
     from snakemake.io import IOFile
 
     return workflow.persistence.metadata(IOFile(path, rule=None))
+
+
+def forgive_damaged_records(workflow: Any, tell: Callable[[str], None]) -> None:
+    """Let a record that cannot be read count as lost, where Snakemake would end in a traceback.
+
+    Snakemake itself does so where a record is no JSON; here also where it is no text, or JSON of something else.
+
+    Args:
+        tell: is given a sentence for each.
+    """
+    _forgive(workflow.persistence, tell)
+
+
+def leave_log_unwritten() -> None:
+    """Let Snakemake's own log file miss lines where the disk is full; Python would print a call stack for each."""
+    from snakemake.logging import logger
+
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
 
 
 def jobs_to_run(workflow: Any) -> list[tuple[str, dict[str, str]]]:
@@ -133,6 +167,23 @@ def format_number() -> int:
     return int(RECORD_FORMAT_VERSION)
 
 
+def check_kept(kept: Mapping[str, Any]) -> None:
+    """Raise ValueError unless these are the entries KEPT of a record, each of its type, in the installed format."""
+    if kept.keys() != set(KEPT) or kept["record_format_version"] != format_number():
+        raise ValueError("the entries of a record are others")
+    _check_types(kept)
+
+
+def _check_types(entries: Mapping[str, Any]) -> None:
+    """Raise ValueError unless each entry of a record is of its type."""
+    from snakemake.persistence import MetadataRecord
+
+    record = MetadataRecord.model_validate(entries)
+    texts = [*(record.params or ()), *(digits for digits in (record.input_checksums or {}).values() if digits)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("the parameters or checksums of a record are no text")
+
+
 class Records:
     """Snakemake's records of the files below a folder, each of the job that made the file; paths are from there."""
 
@@ -140,6 +191,7 @@ class Records:
         from snakemake.persistence.file import FilePersistence
 
         self._inside = FilePersistence(path=Path(os.path.abspath(root)) / STATE)
+        _forgive(self._inside, lambda sentence: None)
 
     def finished(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The entries KEPT of each record, by path.
@@ -154,6 +206,17 @@ class Records:
             for name, record in found.items()
             if record is not None and record.record_format_version == format_number()
         }
+
+    def names(self) -> Iterator[str]:
+        """Every file of which there is a record."""
+        for name, _ in _named_in_base64(self._inside.path / "metadata"):
+            yield name
+
+    def inputs(self, name: str) -> dict[str, str]:
+        """What the job of a file has read: the SHA-256 in hexadecimal digits by path, "" where none was recorded."""
+        record = self._inside._read_record(name)
+        read = contents_read(getattr(record, "input_checksums", None))
+        return {path: read.get(path, "") for path in getattr(record, "input", None) or ()}
 
     def left_at(self, name: str) -> float | None:
         """The modification time that the job had left the file with, seconds since 1970; None without a record."""
@@ -173,6 +236,30 @@ class Records:
         job = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
         record = MetadataRecord(**kept, starttime=time, endtime=time, incomplete=False, job_hash=job)
         self._inside._write_record(name, record)
+
+
+def _forgive(persistence: Any, tell: Callable[[str], None]) -> None:
+    """As `forgive_damaged_records`; does nothing where Snakemake keeps its records elsewhere than in files."""
+    read, told = getattr(persistence, "_io_read", None), set[str]()
+    if read is None:
+        return
+
+    def forgiving(subject: str, name: str) -> Any:
+        try:
+            found = read(subject, name)
+            if found and subject == persistence._metadata_path:
+                _check_types(found)
+            return found
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            if name not in told:
+                told.add(name)
+                tell(
+                    f"{os.path.relpath(persistence._record_path(subject, name))}: it is damaged "
+                    f"({type(error).__name__}), so Snakemake's record of {name} counts as lost."
+                )
+            return {}
+
+    persistence._io_read = forgiving
 
 
 def same_params(recorded: Iterable[str] | None, values: Iterable[Any]) -> bool:
@@ -225,13 +312,20 @@ def begun(root: Path) -> Iterator[tuple[str, float]]:
 
     Snakemake marks each output that it has begun in .snakemake/incomplete, under a name that is the path in base64.
     """
-    incomplete = root / STATE / "incomplete"
-    for folder, _, names in os.walk(incomplete):
+    for path, mark in _named_in_base64(root / STATE / "incomplete"):
+        try:
+            yield path, mark.stat().st_mtime
+        except OSError:
+            continue  # the job has just ended
+
+
+def _named_in_base64(top: Path) -> Iterator[tuple[str, Path]]:
+    """The paths for which files below `top` are named, and these files."""
+    for folder, _, names in os.walk(top):
         # A path too long for one name is cut into folders, each marked with "@".
-        before = [part.removeprefix("@") for part in Path(folder).relative_to(incomplete).parts]
+        before = [part.removeprefix("@") for part in Path(folder).relative_to(top).parts]
         for name in names:
             try:
-                path = urlsafe_b64decode("".join([*before, name])).decode()
-                yield path, os.stat(os.path.join(folder, name)).st_mtime
-            except (OSError, ValueError):
-                continue  # the job has just ended, or this is no mark
+                yield urlsafe_b64decode("".join([*before, name])).decode(), Path(folder, name)
+            except ValueError:
+                continue  # none of Snakemake's

@@ -18,7 +18,7 @@ from usbpo.artifacts.fingerprint import fingerprint
 from usbpo.experiment.checks import check_writable
 from usbpo.experiment.plan import Plan
 from usbpo.experiment.run_files import FILES
-from usbpo.workspace import lifetime, provenance, snakemake_inside
+from usbpo.workspace import copied, lifetime, provenance, snakemake_inside
 from usbpo.workspace.restoring import Restored, read_otherwise, restoring
 from usbpo.workspace.snakemake_inside import told, without_maker
 
@@ -33,16 +33,27 @@ if snakemake_inside.has_config_words(workflow):
 CONFIG_FOLDERS = [Path("config"), Path(workflow.basedir) / "config"]
 
 config.update(with_numbers(config))
+UNUSABLE = {}  # folders whose provenance cannot be used, and why
 try:
     PLAN = Plan(config, source=CONFIG_FILES[-1], folders=CONFIG_FOLDERS)
     if snakemake_inside.is_main(workflow):
+        snakemake_inside.leave_log_unwritten()
+        snakemake_inside.check_places([Path(), Path(workflow.basedir)])
         check_writable(Path())
         PLAN.check_files()
         lifetime.hold_workspace(Path())
-        for sentence in [*provenance.restore(Path()), *PLAN.left_out()]:
+        said = provenance.restore(Path(), UNUSABLE)
+        said += [*copied.settle(Path()), *copied.other_package(Path(workflow.basedir))]
+        for sentence in [*said, *UNUSABLE.values(), *PLAN.left_out()]:
             logger.warning(f"usbpo: {sentence}")
 except UsbpoError as error:
     sys.exit(f"usbpo: {error}")
+
+# A run that came with a damaged provenance is left out, lest all of it is made anew; the others go on.
+LEFT_OUT = [run.name for run in PLAN.cycles if run.folder in UNUSABLE]
+PLAN.cycles = {run: cycles for run, cycles in PLAN.cycles.items() if run.folder not in UNUSABLE}
+if not PLAN.cycles:
+    sys.exit("usbpo: nothing is left to do, see above.")
 
 validate(config, "../schemas/experiment.schema.json", set_default=False)
 for run_config in PLAN.configurations():
@@ -72,7 +83,10 @@ wildcard_constraints:
 
 
 def run_of(wildcards):
-    return PLAN.run(wildcards.task, wildcards.method, int(wildcards.seed))
+    run = PLAN.run(wildcards.task, wildcards.method, int(wildcards.seed))
+    if run.folder in UNUSABLE:
+        raise UsbpoError(UNUSABLE[run.folder])
+    return run
 
 
 def artifacts(wildcards):
@@ -80,8 +94,8 @@ def artifacts(wildcards):
 
 
 def result_files(wildcards):
-    """The results, unless cycles that they are drawn from were not pulled."""
-    return [] if PLAN.left_behind() else rules.results.output
+    """The results, unless something that they are drawn from is left out."""
+    return [] if LEFT_OUT or PLAN.left_behind() else rules.results.output
 
 
 def of_cycle(method):
@@ -183,6 +197,7 @@ def restored():
     asked, nothing = snakemake_inside.asked(workflow), Restored({}, set())
     if not snakemake_inside.is_main(workflow):
         return nothing
+    snakemake_inside.forgive_damaged_records(workflow, lambda sentence: logger.warning(f"usbpo: {sentence}"))
     whole = asked.targets <= {"all"} and not asked.partly
     if not whole:
         # What the experiment keeps is known by its target `all` alone; any other would let go of that as well.
@@ -204,6 +219,12 @@ def check_restored():
         sys.exit(
             f"usbpo: {other[0]}{more} not what was read of it before; type the command again, and its readers run."
         )
+
+
+def check_left_out():
+    """Say at the end, too, what was asked for and not done."""
+    if LEFT_OUT:
+        sys.exit(f"usbpo: {', '.join(LEFT_OUT)}: left out, see above; all else is done.")
 
 
 # ---- around a run ----------------------------------------------------------------------------------------------
