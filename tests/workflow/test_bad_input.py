@@ -606,6 +606,12 @@ def cut(path: Path, bench: Path) -> None:
     truncate(path)
 
 
+def flip(path: Path, bench: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
 def nan(path: Path, bench: Path) -> None:
     with_value(path, "rewards", 3, float("nan"))
 
@@ -636,6 +642,10 @@ PAIRS: dict[str, tuple[tuple[str, Any, str], tuple[str, Any, str]]] = {
         ("data/00002.h5", nan, "data/00002.h5: rewards holds NaN or infinity in row 3"),
         ("00002/rollouts.h5", nan, "00002/rollouts.h5: rewards holds NaN or infinity in row 3"),
     ),
+    "a bit flipped in a policy and in a model": (
+        ("00002/policy.safetensors", flip, "00002/policy.safetensors: .* cut short or damaged, or was changed"),
+        ("00002/model-mle.safetensors", flip, "00002/model-mle.safetensors: .* cut short or damaged, or was changed"),
+    ),
     "a truncated checkpoint and a model of another width": (
         ("00002/policy.safetensors", cut, "00002/policy.safetensors: .* cut short or damaged"),
         (
@@ -665,7 +675,7 @@ def outputs_of_failed_jobs(said: str) -> set[str]:
     return {f"data/runs/{run}/{name.format(f'{int(n):05d}')}" for run, stage, n in failed for name in OUTPUTS[stage]}
 
 
-@pytest.mark.parametrize("pair", [*list(PAIRS)[:3], pytest.param(list(PAIRS)[3], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pair", [*list(PAIRS)[:4], pytest.param(list(PAIRS)[4], marks=pytest.mark.slow)])
 def test_a_spoilt_artifact_stops_its_run_with_a_sentence_and_is_made_anew_once_deleted(
     finished: Path, bench: Path, tmp_path: Path, pair: str
 ) -> None:

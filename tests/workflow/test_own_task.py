@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers.artifacts import of_cycle
 from helpers.workflow import REPO, Ended, Job, copied, jobs, planned, snakemake
 
 from usbpo.artifacts import transitions
@@ -134,6 +135,7 @@ def test_an_own_environment_is_restored_by_its_own_state(rail: Path) -> None:
     start |= {"policy": rail / "p.safetensors"}
     collect(**start, output=rail / "whole.h5", steps=104, cycle=1, previous=rail / "0.h5")
     collect(**start, output=rail / "half.h5", steps=52, cycle=1, previous=rail / "0.h5")
+    of_cycle(rail / "p.safetensors", 1)
     collect(**start, output=rail / "rest.h5", steps=52, cycle=2, previous=rail / "half.h5")
     whole, half, rest = (read(rail / f"{name}.h5")[1] for name in ("whole", "half", "rest"))
     assert not (half.terminations | half.truncations)[-1], "the cut must be within an episode"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.artifacts import sealed
 from helpers.workflow import (
     CYCLES,
     FIGURES,
@@ -183,7 +184,7 @@ def test_what_was_read_spoilt_is_told_when_it_is_made_again_and_then_its_readers
     content = bytearray(policy.read_bytes())
     content[len(content) // 2] ^= 1  # the lowest bit of a weight
     policy.unlink()
-    policy.write_bytes(content)
+    sealed(policy, bytes(content))
     assert snakemake(workspace).code == 0, "its readers run again, with what nobody made"
     policy.unlink()
     assert planned(workspace) == {Job("policy", USBPO, 2)}
