@@ -15,7 +15,7 @@ import pytest
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 
-MUTATED = int(os.environ.get("USBPO_FUZZ", "2000"))
+MUTATED = int(os.environ.get("USBPO_FUZZ", "10000"))
 BATCH = 500
 """Files for one child"""
 

@@ -15,7 +15,7 @@ import pytest
 from helpers.stage_commands import STAGES, command_of
 from helpers.workflow import copied, environment, finished_workspace
 
-FAULTS = int(os.environ.get("USBPO_FAULTS", "240"))
+FAULTS = int(os.environ.get("USBPO_FAULTS", "180"))
 
 CHILD = """
 import contextlib, hashlib, io, json, os, random, resource, shutil, signal, sys, time
@@ -139,7 +139,7 @@ for number in range(first, first + count):
     elif kind.startswith("killed"):
         seconds = rng.uniform(0.001, usual * 1.05)
     elif kind == "few open files":
-        limit = len(os.listdir("/proc/self/fd")) + rng.randrange(8)
+        limit = len(os.listdir("/proc/self/fd")) + rng.randrange(-2, 3)
         fault = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     elif kind == "a folder in its place":
         place = rng.choice(outputs)

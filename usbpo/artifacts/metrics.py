@@ -38,7 +38,8 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
     """
     with sealing.opened(path, ".json") as (file, digest):
         content = parse_json(path, file.read())
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), str) for name in ("task", "method")):
+    texts = ("task", "method", sealing.KEY)
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), str) for name in texts):
         raise UsbpoError(f"{path}: these are no metrics of a stage; {sealing.CURE}.")
     if content.get("schema_version") != SCHEMA_VERSION:
         raise UsbpoError(
