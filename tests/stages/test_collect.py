@@ -101,7 +101,7 @@ def test_a_fresh_process_writes_the_same_bytes(tmp_path: Path, run_config: Calla
         "start |= {name: Path(start[name]) for name in ('policy', 'previous', 'output')}\n"
         "collect(**start, steps=60, cycle=1)"
     )
-    package = Path(transitions.__file__).parents[1]
+    package = Path(transitions.__file__).parents[2]
     subprocess.run(
         [sys.executable, "-c", script, json.dumps(arguments | {"output": str(there)})],
         check=True, env=os.environ | {"PYTHONPATH": str(package), "PYTHONHASHSEED": "7"}, timeout=60,

@@ -60,6 +60,6 @@ def runs_on_disk(root: Path) -> list[tuple[str, str, int]]:
     found = []
     for folder in (root / "data" / "runs").glob("*/*/seed-*"):
         seed = folder.name.removeprefix("seed-")
-        if seed.isdigit() and folder.is_dir():
+        if seed.isdecimal() and folder.is_dir():
             found.append((folder.parent.parent.name, folder.parent.name, int(seed)))
     return sorted(found)

@@ -247,7 +247,7 @@ def _is_link(file: Path) -> bool:
 def _cycles(folder: str, names: Iterable[str]) -> list[int]:
     """The cycles of a run whose folders have some of the files."""
     parts = {name.removeprefix(f"{folder}/").split("/")[0] for name in names}
-    return sorted(int(part) for part in parts if len(part) == 5 and part.isdigit())
+    return sorted(int(part) for part in parts if len(part) == 5 and part.isdecimal())
 
 
 def _provenance_files(root: Path) -> list[Path]:
