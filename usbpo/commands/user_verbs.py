@@ -74,6 +74,28 @@ def results(
         )
 
 
+def compare(
+    evaluations: Annotated[
+        list[Path], typer.Argument(help="Files evaluations.csv: yours, or published ones.", readable=False)
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for figures and tables.", readable=False)],
+    experiment: Annotated[str, typer.Option(help="Name for headings.")] = "of files",
+    returns: Annotated[
+        list[str] | None,
+        typer.Option(help="Returns whose first reaching is timed, TASK=RETURN,RETURN…", show_default=False),
+    ] = None,
+) -> None:
+    """Compare runs by what is published of their evaluations: figures and tables of returns, without the runs."""
+    from usbpo.experiment.run_files import parse_returns
+
+    with _own_folder_of_matplotlib():
+        from usbpo.report.results import compare as make_comparison
+
+        make_comparison(
+            evaluations=evaluations, output=output, experiment=experiment, returns=parse_returns(returns or [])
+        )
+
+
 @contextmanager
 def _own_folder_of_matplotlib() -> Iterator[None]:
     """Have matplotlib keep its list of this machine's fonts, which it makes in a second, elsewhere than in HOME."""
@@ -246,5 +268,5 @@ def schema(
     write_text(folder / "keys.md", keys_table())
 
 
-VERBS = (status, inspect, verify, results, plan, submit, publish, gc, check_task, tensorboard, video, schema)
+VERBS = (status, inspect, verify, results, compare, plan, submit, publish, gc, check_task, tensorboard, video, schema)
 """In the order of the help"""
