@@ -18,7 +18,7 @@ from helpers.workflow import at_work_in, command, environment, finished_workspac
 
 KILLS = int(os.environ.get("USBPO_KILLS", "100"))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-LONGEST = 180
+LONGEST = 600
 """Seconds after which a Snakemake that was hit counts as one that hangs"""
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos")]
