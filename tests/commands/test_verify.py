@@ -217,6 +217,14 @@ def test_a_file_is_held_against_the_run_in_which_it_lies(
     assert cli.main(["verify", f"{OF_USBPO}/data/00001.h5"]) == 0, "it was made before"
 
 
+def test_a_finding_is_one_line_whatever_a_file_is_called(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a\nb\x1b[2J.json"
+    file.write_text("{}")
+    assert cli.main(["verify", str(file)]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert [re.search(r"a b\\x1b\[2J.json: (\w+ \w+)", line)[1] for line in lines] == ["it is", "1 artifact"]  # type: ignore[index]
+
+
 def test_what_was_let_go_is_no_finding(workspace: Path) -> None:
     for cycle in (1, 2):
         for name in ("model.safetensors", "model-mle.safetensors", "policy.safetensors", "rollouts.h5"):

@@ -40,7 +40,7 @@ def open_closed() -> None:
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
             os.set_inheritable(descriptor, True)
-            stream = open(descriptor, mode, encoding="utf-8", closefd=False)
+            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             vars(sys).update({name: stream, f"__{name}__": stream})
 
 
