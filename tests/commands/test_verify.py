@@ -94,6 +94,19 @@ def other_metrics(path: Path) -> None:
     metrics.write(path, header, content, "0" * 64)
 
 
+def with_metric(name: str, value: object) -> Callable[[Path], None]:
+    """With another value in its metrics, or without one where it is None, and sealed anew."""
+
+    def spoil(path: Path) -> None:
+        content, _ = metrics.read(path)
+        made_with = content[metrics.BESIDE]
+        header = Header("test", *(content[name] for name in ("task", "seed", "cycle")), method=content["method"])
+        left = {key: old for key, old in content.items() if key != name}
+        metrics.write(path, header, left if value is None else {**left, name: value}, made_with)
+
+    return spoil
+
+
 def without_last_input(name: str) -> Callable[[Path], None]:
     def spoil(path: Path) -> None:
         inputs = header_of(path).inputs
@@ -107,6 +120,18 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a flipped bit in a shard": ("data/00001.h5", flipped, "data/00001.h5: it is cut short or damaged"),
     "a flipped bit in a model": ("00002/model.safetensors", flipped, "model.safetensors: it is cut short or damaged"),
     "a flipped bit in metrics": ("00002/phase2.json", flipped, "phase2.json: it is cut short or damaged"),
+    "metrics that lack an error": (
+        "00002/phase1.json",
+        with_metric("holdout_mse", None),
+        "phase1.json: holdout_mse cannot be used",
+    ),
+    "metrics with a text for a term": (
+        "00003/phase2.json",
+        with_metric("after", "x"),
+        "phase2.json: after cannot be used",
+    ),
+    "metrics without a history": ("00001/policy.json", with_metric("history", None), "policy.json: history cannot"),
+    "metrics without a hold-out": ("00001/theory.json", with_metric("holdout", None), "theory.json: holdout cannot"),
     "a cut evaluation": ("00001/evaluation.h5", truncate, "evaluation.h5: it is cut short or damaged"),
     "an empty file": ("00001/theory.h5", lambda path: path.write_bytes(b""), "theory.h5: it is cut short or damaged"),
     "NaN": (
@@ -215,6 +240,14 @@ def test_a_file_is_held_against_the_run_in_which_it_lies(
     assert re.search(r"data/00002.h5: it was made from another .*00001/policy.safetensors .*, as --policy", out)
     assert out.splitlines()[-1] == f"{OF_USBPO}/data/00002.h5: 1 artifact, 1 finding."
     assert cli.main(["verify", f"{OF_USBPO}/data/00001.h5"]) == 0, "it was made before"
+
+
+def test_a_finding_is_one_line_whatever_a_file_is_called(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a\nb\x1b[2J.json"
+    file.write_text("{}")
+    assert cli.main(["verify", str(file)]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert [re.search(r"a b\\x1b\[2J.json: (\w+ \w+)", line)[1] for line in lines] == ["it is", "1 artifact"]  # type: ignore[index]
 
 
 def test_what_was_let_go_is_no_finding(workspace: Path) -> None:

@@ -387,6 +387,8 @@ def test_what_cannot_be_exported_is_named(finished: Path, tmp_path: Path, capfd:
     said = refused(capfd, "policy", USBPO, "--folder", str(finished), "--output", str(tmp_path / "mine"))
     assert "mine: it holds thesis.tex, which is no part of an export; choose another --output" in said
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    said = refused(capfd, "policy", USBPO, "--folder", str(finished), "--output", "/")
+    assert "/: it is a folder that cannot be replaced; choose another output" in said
     (tmp_path / "file").touch()
     said = refused(capfd, "minari", USBPO, "--folder", str(finished), "--output", str(tmp_path / "file"))
     assert "writing failed" in said

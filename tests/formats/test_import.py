@@ -642,6 +642,12 @@ def declared_only(file: h5py.File, name: str, path: Path) -> None:
     file.create_dataset(name, (1 << 40, *shape[1:]), kind, chunks=(1024, *shape[1:]))
 
 
+def never_written(file: h5py.File, name: str, path: Path) -> None:
+    shape, kind = file[name].shape, file[name].dtype
+    del file[name]
+    file.create_dataset(name, shape, kind)
+
+
 def without_numbers(file: h5py.File, name: str, path: Path) -> None:
     rows, kind = len(file[name]), file[name].dtype
     del file[name]
@@ -668,6 +674,7 @@ PLACES = {
     "soft link": (by_a_soft_link, "is a link to somewhere else; store the array itself in the file"),
     "virtual dataset": (virtual, "is stored in other files; store the array itself in the file"),
     "external raw data": (raw, "is stored in other files; store the array itself in the file"),
+    "an array that was never written": (never_written, "0 are there; get it anew"),
     "sizes without data": (declared_only, "0 are there; get it anew"),
     "no numbers": (without_numbers, "has the shape [80, 0]; give each step"),
     "a scalar": (scalar, "is no array of numbers; write one row for each step"),

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from usbpo.artifacts.layout import is_large
 from usbpo.commands import cli
+from usbpo.errors import UsbpoError
 from usbpo.experiment.plan import Plan
 from usbpo.experiment.run import Run
 from usbpo.experiment.sizes import Sizes
@@ -43,6 +44,21 @@ def test_jobs_are_counted_as_snakemake_counts_them(tmp_path: Path) -> None:
         assert (line.runs, line.standing) == (2, 0)
     assert [line.cycles for line in lines] == [52, 52, 52, 52]
     assert all(line.seconds > 0 and line.bytes > 0 and line.measured[True] == 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [({"model": {"members": 1000, "hidden_size": 100_000}}, "model"), ({"policy": {"batch_size": 10**9}}, "policy")],
+    ids=["model", "policy"],
+)
+def test_networks_that_no_machine_holds_are_refused_before_they_are_made(
+    keys: dict[str, dict[str, int]], what: str, tmp_path: Path
+) -> None:
+    (tmp_path / "algorithms").mkdir()
+    (tmp_path / "algorithms/huge.yaml").write_text(yaml.safe_dump({"base": "test-mbpo", **keys}))
+    content = {**read_yaml(EXPERIMENT), "methods": ["huge"]}
+    with pytest.raises(UsbpoError, match=f"training the {what} takes [0-9,]+ GB, .*; make its networks"):
+        estimate(Plan(content, source="e.yaml", folders=(tmp_path, *FOLDERS)), tmp_path)
 
 
 def test_what_stands_is_not_to_come(finished: Path) -> None:

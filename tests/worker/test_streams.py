@@ -82,6 +82,21 @@ def test_a_reader_that_has_enough_is_no_error_to_speak_of() -> None:
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("verb", ["status", "inspect FILE"])
+def test_closed_streams_change_nothing_but_what_is_said(tmp_path: Path, verb: str, closed: str) -> None:
+    (tmp_path / "FILE").write_text("no artifact")
+    code = "import sys; from usbpo.worker import client; sys.exit(client.main())"
+    command = f'{sys.executable} -c "{code}" {verb}'
+    plain, without = (
+        subprocess.run(["sh", "-c", f"{command} {streams}"], cwd=tmp_path, capture_output=True, text=True)
+        for streams in ("", closed)
+    )
+    assert without.returncode == plain.returncode
+    assert without.stdout == ("" if ">&-" in closed.split() else plain.stdout)
+    assert without.stderr == ("" if "2>" in closed else plain.stderr)
+
+
 @needs_full
 @pytest.mark.parametrize("end", ["", "raise ValueError('odd')", "sys.exit('a reason')"])
 def test_a_stage_of_the_worker_says_that_its_output_cannot_be_written(served: Room, end: str) -> None:

@@ -5,10 +5,22 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from usbpo.errors import UsbpoError
+
+
+def beside(path: Path, end: str) -> Path:
+    """The hidden name beside `path` that is its own and `end`.
+
+    Raises:
+        UsbpoError: `path` has no name, as the root folder and the present one have none.
+    """
+    if not path.name:
+        raise UsbpoError(f"{path}: it is a folder that cannot be replaced; choose another output.")
+    return path.with_name(f".{path.name}.{end}")
 
 
 @contextmanager
@@ -21,10 +33,10 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         UsbpoError: the folder cannot be made or written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = beside(path, f"{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in path.parent.glob(f".{path.name}.*.partial"):
+        for left_over in path.parent.glob(f".{escape(path.name)}.*.partial"):
             left_over.unlink(missing_ok=True)
         temporary.touch()
     except OSError as error:

@@ -2,7 +2,6 @@
 
 import inspect as introspection
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -17,10 +16,7 @@ from usbpo.artifacts.header import versions
 from usbpo.commands import stage_verbs, user_verbs
 from usbpo.commands.exchange import exports, imports
 from usbpo.commands.stage_verbs import SECTIONS
-from usbpo.errors import UsbpoError
-
-LONGEST = 400
-"""Letters of a word, such as a path, that a sentence repeats"""
+from usbpo.errors import UsbpoError, one_line
 
 PANEL_STAGES, PANEL_USER = "Stages", "Looking at runs"
 
@@ -48,25 +44,18 @@ def main(argv: list[str], also: Sequence[Callable[..., None]] = ()) -> int:
     try:
         command.main(_with_repeated_options(name, argv), prog_name="usbpo", standalone_mode=True)
     except UsbpoError as error:
-        print(_one_line(f"usbpo {name}: {error}"), file=sys.stderr)
+        print(one_line(f"usbpo {name}: {error}"), file=sys.stderr)
         return 1
     except OSError as error:
         if error.filename is None:  # of a standard stream, or of something else that is no file of the user's
             raise
         path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
         cure = "mend its name or the permissions, or name another"
-        print(_one_line(f"usbpo {name}: {path}: it cannot be used ({error.strerror}); {cure}."), file=sys.stderr)
+        print(one_line(f"usbpo {name}: {path}: it cannot be used ({error.strerror}); {cure}."), file=sys.stderr)
         return 1
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
-
-
-def _one_line(sentence: str) -> str:
-    """A sentence as a terminal can show it, whatever a name or a file in it holds: no controls, no endless words."""
-    letters = (" " if letter in "\n\r\t" else letter for letter in sentence)
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in letters)
-    return re.sub(rf"\S{{{LONGEST},}}", lambda word: f"{word[0][: LONGEST // 2]}…{word[0][-LONGEST // 4 :]}", shown)
 
 
 @cache

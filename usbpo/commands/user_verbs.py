@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from usbpo.commands.exchange import DataFolder, EnvironmentArguments, EnvironmentId
+from usbpo.errors import one_line
 from usbpo.experiment.layers import FOLDERS
 from usbpo.experiment.schema import SCHEMAS, json_schema, keys_table
 
@@ -44,7 +45,7 @@ def verify(
 
     report = look_at(what, folder)
     for line in lines(report, what):
-        print(line)
+        print(one_line(line))
     if report.findings:
         raise typer.Exit(1)
 

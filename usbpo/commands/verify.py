@@ -19,6 +19,7 @@ from usbpo.experiment.loading import load_run
 from usbpo.experiment.named import NamedRun, named_runs
 from usbpo.experiment.plan import Plan
 from usbpo.experiment.run import Run as PlannedRun
+from usbpo.report import records
 
 VARYING = ("check", "initial_data", "length", "lengths", "on_policy_steps", "rows", "shards", "steps")
 """The parameters that differ from cycle to cycle"""
@@ -139,6 +140,8 @@ def _read(template: str, path: Path) -> tuple[Header | None, Mapping[str, Any], 
     """
     if path.suffix == ".json":
         content, digest = metrics.read(path)
+        if template in records.MODELS:
+            records.checked(records.MODELS[template], path, content)
         return None, content, digest
     header = header_of(path)
     if template in chain.KINDS:

@@ -10,6 +10,9 @@ SOFTLEARNING = "softlearning's SAC as used by MBPO"
 CMLO = "CMLO (arXiv 2210.08349)"
 OURS = "ours"
 
+MOST = 1_000_000_000
+"""Of whatever a key counts: beyond every machine, and far below what arithmetic on it can no longer hold."""
+
 
 def key(description: str, unit: str, source: str, default: Any = ..., **bounds: Any) -> Any:
     """A configuration key with what every key must say of itself."""

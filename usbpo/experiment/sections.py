@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from usbpo.experiment.keys import CMLO, MBPO, OURS, RELEASED, SOFTLEARNING, Section, key
+from usbpo.experiment.keys import CMLO, MBPO, MOST, OURS, RELEASED, SOFTLEARNING, Section, key
 
 TerminationName = Literal[
     "never", "inverted_pendulum", "inverted_double_pendulum", "hopper", "walker2d", "ant", "humanoid"
@@ -92,10 +92,10 @@ class EnvironmentKeys(Section):
 class RolloutLengthKeys(Section):
     """Rollout length: `start_length` until `start_epoch`, `end_length` from `end_epoch`, linear between."""
 
-    start_epoch: int = key("Epoch a, where the growth begins.", "epochs", MBPO, 0, ge=0)
-    end_epoch: int = key("Epoch b, where the growth ends.", "epochs", MBPO, 0, ge=0)
-    start_length: int = key("Rollout length x up to epoch a.", "model steps", MBPO, 1, ge=1)
-    end_length: int = key("Rollout length y from epoch b on.", "model steps", MBPO, 1, ge=1)
+    start_epoch: int = key("Epoch a, where the growth begins.", "epochs", MBPO, 0, ge=0, le=MOST)
+    end_epoch: int = key("Epoch b, where the growth ends.", "epochs", MBPO, 0, ge=0, le=MOST)
+    start_length: int = key("Rollout length x up to epoch a.", "model steps", MBPO, 1, ge=1, le=MOST)
+    end_length: int = key("Rollout length y from epoch b on.", "model steps", MBPO, 1, ge=1, le=MOST)
 
     @model_validator(mode="after")
     def _grows(self) -> "RolloutLengthKeys":
@@ -107,7 +107,9 @@ class RolloutLengthKeys(Section):
 class ScheduleKeys(Section):
     """How real steps, model updates and model data follow each other."""
 
-    random_steps: int = key("Real steps with uniformly random actions before the first cycle.", "steps", MBPO, ge=1)
+    random_steps: int = key(
+        "Real steps with uniformly random actions before the first cycle.", "steps", MBPO, ge=1, le=MOST
+    )
     initial_data: str | None = key(
         "File of `usbpo import`, whose first rows take the place of the random steps; null means none.",
         "path",
@@ -116,8 +118,10 @@ class ScheduleKeys(Section):
         min_length=1,
         max_length=4_095,
     )
-    epoch_steps: int = key("Length of an epoch, the unit of rollout schedules and of retention.", "steps", MBPO, ge=1)
-    model_train_freq: int = key("Real steps between two model updates, F.", "steps", MBPO, 250, ge=1)
+    epoch_steps: int = key(
+        "Length of an epoch, the unit of rollout schedules and of retention.", "steps", MBPO, ge=1, le=MOST
+    )
+    model_train_freq: int = key("Real steps between two model updates, F.", "steps", MBPO, 250, ge=1, le=MOST)
     model_update: Literal["periodic", "triggered"] = key(
         "Whether the model is updated every model_train_freq steps, or when the trigger fires.",
         "name",
@@ -131,8 +135,9 @@ class ScheduleKeys(Section):
         OURS,
         None,
         ge=1,
+        le=MOST,
     )
-    model_retain_epochs: int = key("Epochs whose rollouts make up D_model, R.", "epochs", MBPO, 1, ge=1)
+    model_retain_epochs: int = key("Epochs whose rollouts make up D_model, R.", "epochs", MBPO, 1, ge=1, le=MOST)
     rollout_length: RolloutLengthKeys = key("Growth of the model rollouts.", "section", MBPO, RolloutLengthKeys())
 
     @model_validator(mode="after")
@@ -155,7 +160,7 @@ class TriggerKeys(Section):
     """The event trigger of the model update, where `schedule.model_update` is `triggered`."""
 
     threshold: float = key("Training begins when the estimate S exceeds it, α.", "1", CMLO, 2.0, gt=0)
-    check_every: int = key("Real steps between two estimates, F_c.", "steps", CMLO, 50, ge=1)
+    check_every: int = key("Real steps between two estimates, F_c.", "steps", CMLO, 50, ge=1, le=MOST)
     reference: Literal["last_training", "previous_check"] = key(
         "Which hull's volume the present one is divided by: CMLO's formula has the one at the last training, "
         "its code the one of the previous check.",
@@ -163,11 +168,13 @@ class TriggerKeys(Section):
         CMLO,
         "last_training",
     )
-    states: int = key("States of D_env whose convex hull is measured.", "rows", CMLO, 1000, ge=10)
+    states: int = key("States of D_env whose convex hull is measured.", "rows", CMLO, 1000, ge=10, le=MOST)
     dimensions: int = key("Principal components in which the hull is taken.", "dimensions", CMLO, 3, ge=1, le=6)
-    min_steps: int = key("Real steps after a training in which the trigger does not fire.", "steps", CMLO, 150, ge=1)
+    min_steps: int = key(
+        "Real steps after a training in which the trigger does not fire.", "steps", CMLO, 150, ge=1, le=MOST
+    )
     max_steps: int = key(
-        "Real steps after a training at which the model is trained in any case.", "steps", CMLO, 500, ge=1
+        "Real steps after a training at which the model is trained in any case.", "steps", CMLO, 500, ge=1, le=MOST
     )
 
     @property
@@ -185,10 +192,10 @@ class TriggerKeys(Section):
 class ModelKeys(Section):
     """The probabilistic ensemble's architecture."""
 
-    members: int = key("Networks in the ensemble.", "networks", MBPO, 7, ge=2)
-    elites: int = key("Members with the lowest hold-out error, which roll out.", "networks", MBPO, 5, ge=1)
-    hidden_layers: int = key("Hidden layers of a member.", "layers", MBPO, 4, ge=1)
-    hidden_size: int = key("Units of a hidden layer.", "units", MBPO, 200, ge=1)
+    members: int = key("Networks in the ensemble.", "networks", MBPO, 7, ge=2, le=1_000)
+    elites: int = key("Members with the lowest hold-out error, which roll out.", "networks", MBPO, 5, ge=1, le=MOST)
+    hidden_layers: int = key("Hidden layers of a member.", "layers", MBPO, 4, ge=1, le=100)
+    hidden_size: int = key("Units of a hidden layer.", "units", MBPO, 200, ge=1, le=100_000)
 
     @model_validator(mode="after")
     def _elites_are_members(self) -> "ModelKeys":
@@ -204,7 +211,7 @@ class Phase1Keys(Section):
     """Phase 1: maximum likelihood on real data."""
 
     learning_rate: float = key("Adam's step size.", "1", MBPO, 1e-3, gt=0)
-    batch_size: int = key("Rows of a minibatch, for each member.", "rows", MBPO, 256, ge=1)
+    batch_size: int = key("Rows of a minibatch, for each member.", "rows", MBPO, 256, ge=1, le=MOST)
     weight_decay: list[NotNegative] = key(
         "Half-squared L2 penalty of each layer's weights, first hidden layer first, output layer last.",
         "1",
@@ -214,15 +221,15 @@ class Phase1Keys(Section):
     )
     log_variance_penalty: float = key("Weight of the penalty on the log-variance bounds.", "1", MBPO, 0.01, ge=0)
     holdout_ratio: float = key("Share of the real rows held out.", "1", MBPO, 0.2, gt=0, lt=1)
-    holdout_limit: int = key("Most rows held out.", "rows", MBPO, 5000, ge=1)
+    holdout_limit: int = key("Most rows held out.", "rows", MBPO, 5000, ge=1, le=MOST)
     min_improvement: float = key(
         "Relative fall of a member's hold-out error that counts as an improvement.", "1", MBPO, 0.01, ge=0
     )
     patience: int = key(
-        "Training ends after more than this many epochs in which no member improved.", "epochs", MBPO, 5, ge=0
+        "Training ends after more than this many epochs in which no member improved.", "epochs", MBPO, 5, ge=0, le=MOST
     )
     max_epochs: int | None = key(
-        "Upper bound on the epochs of one training; null means none.", "epochs", MBPO, None, ge=1
+        "Upper bound on the epochs of one training; null means none.", "epochs", MBPO, None, ge=1, le=MOST
     )
 
 
@@ -230,20 +237,26 @@ class Phase2Keys(Section):
     """Phase 2: fine-tuning by model shift plus model bias (poster eq 1, with W2 for TV by eq 5 and 6)."""
 
     learning_rate: float = key("Adam's step size.", "1", RELEASED, 1e-4, gt=0)
-    batch_size: int = key("Rows of D_model in one step.", "rows", RELEASED, 1024, ge=1)
-    max_steps: int = key("Most Adam steps.", "Adam steps", RELEASED, 100, ge=1)
+    batch_size: int = key("Rows of D_model in one step.", "rows", RELEASED, 1024, ge=1, le=MOST)
+    max_steps: int = key("Most Adam steps.", "Adam steps", RELEASED, 100, ge=1, le=MOST)
     validation_rows: int = key(
         "Hold-out rows of D_env, drawn with replacement, on which the objective is watched.",
         "rows",
         RELEASED,
         1024,
         ge=1,
+        le=MOST,
     )
     min_improvement: float = key(
         "Relative fall of the objective that counts as an improvement.", "1", RELEASED, 1e-4, ge=0
     )
     patience: int = key(
-        "Fine-tuning ends after more than this many steps without improvement.", "Adam steps", RELEASED, 10, ge=0
+        "Fine-tuning ends after more than this many steps without improvement.",
+        "Adam steps",
+        RELEASED,
+        10,
+        ge=0,
+        le=MOST,
     )
     loss: Literal["as_written", "as_released"] = key(
         "The objective as the poster writes it, or as the released code computes it.", "name", OURS, "as_written"
@@ -268,32 +281,32 @@ class Phase2Keys(Section):
 class RolloutKeys(Section):
     """Model rollouts."""
 
-    batch_size: int = key("Start states drawn from D_env.", "rows", MBPO, 100_000, ge=1)
+    batch_size: int = key("Start states drawn from D_env.", "rows", MBPO, 100_000, ge=1, le=MOST)
 
 
 class PolicyKeys(Section):
     """Soft actor-critic."""
 
-    hidden_layers: int = key("Hidden layers of actor and critics.", "layers", SOFTLEARNING, 2, ge=1)
-    hidden_size: int = key("Units of a hidden layer.", "units", SOFTLEARNING, 256, ge=1)
+    hidden_layers: int = key("Hidden layers of actor and critics.", "layers", SOFTLEARNING, 2, ge=1, le=100)
+    hidden_size: int = key("Units of a hidden layer.", "units", SOFTLEARNING, 256, ge=1, le=100_000)
     learning_rate: float = key("Adam's step size for actor, critics and temperature.", "1", SOFTLEARNING, 3e-4, gt=0)
     discount: float = key("Discount factor γ.", "1", SOFTLEARNING, 0.99, ge=0, lt=1)
     polyak: float = key(
         "Share of the critics that enters the targets in each update.", "1", SOFTLEARNING, 0.005, gt=0, le=1
     )
     target_entropy: float = key("Entropy that the temperature aims at.", "nats", "table of tasks")
-    updates_per_step: int = key("Updates for each real step, G.", "updates/step", "table of tasks", ge=1)
-    batch_size: int = key("Rows of a batch, real and model together.", "rows", MBPO, 256, ge=2)
+    updates_per_step: int = key("Updates for each real step, G.", "updates/step", "table of tasks", ge=1, le=MOST)
+    batch_size: int = key("Rows of a batch, real and model together.", "rows", MBPO, 256, ge=2, le=MOST)
     real_ratio: float = key("Share of real rows in a batch.", "1", MBPO, 0.05, ge=0, le=1)
-    report_every: int = key("Updates between two lines of metrics.", "updates", OURS, 500, ge=1)
+    report_every: int = key("Updates between two lines of metrics.", "updates", OURS, 500, ge=1, le=MOST)
 
 
 class EvaluateKeys(Section):
     """Evaluation of the deterministic policy."""
 
-    episodes: int = key("Episodes of one evaluation.", "episodes", OURS, 10, ge=1)
+    episodes: int = key("Episodes of one evaluation.", "episodes", OURS, 10, ge=1, le=MOST)
     every: int | None = key(
-        "On-policy steps between two evaluations; null means model_train_freq.", "steps", OURS, None, ge=1
+        "On-policy steps between two evaluations; null means model_train_freq.", "steps", OURS, None, ge=1, le=MOST
     )
 
 
@@ -305,15 +318,18 @@ class TheoryKeys(Section):
     """Measuring shift, bias and the bounds of the poster against the simulator, after each model update."""
 
     rows: int = key(
-        "Rows of the hold-out and of D_model, each, on which distances are measured.", "rows", OURS, 1024, ge=3
+        "Rows of the hold-out and of D_model, each, on which distances are measured.", "rows", OURS, 1024, ge=3, le=MOST
     )
-    starts: int = key("Real states from which model and simulator take the same actions.", "rows", OURS, 256, ge=1)
+    starts: int = key(
+        "Real states from which model and simulator take the same actions.", "rows", OURS, 256, ge=1, le=MOST
+    )
     depth: int | None = key(
         f"Steps that they take; null means the task's longest model rollout, and at least {LEAST_DEPTH}.",
         "model steps",
         OURS,
         None,
         ge=1,
+        le=MOST,
     )
 
 

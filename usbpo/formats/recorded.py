@@ -28,7 +28,7 @@ PATIENCE, BYTES_PER_SECOND = 60.0, 5e6
 """Seconds after which a file that is still being read never will be, and what they grow with."""
 
 SMALL, MOST_PACKED = 1 << 26, 1100
-"""Bytes that an array may declare whatever is stored of it, and how many times as many as are stored; deflate packs
+"""Bytes that an array may declare if anything is stored of it, and how many times as many as are stored; deflate packs
 1,032 zeros into one."""
 
 
@@ -231,7 +231,8 @@ def _dataset(path: Path, file: h5py.File, name: str) -> NDArray[Any]:
         if dataset.ndim == 0 or dataset.dtype.kind not in "fiub":
             raise UsbpoError(f"{path}: {known} is no array of numbers; write one row for each step.")
         stored = dataset.id.get_storage_size()
-        if dataset.nbytes > SMALL and dataset.nbytes > MOST_PACKED * stored:
+        allowed = MOST_PACKED * stored if dataset.nbytes > SMALL or not stored else dataset.nbytes
+        if dataset.nbytes > allowed:  # what is not there, HDF5 reads as zeros
             raise UsbpoError(
                 f"{path}: {known} has {dataset.nbytes:,} bytes of which {stored:,} are there; get it anew."
             )

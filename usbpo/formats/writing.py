@@ -5,8 +5,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
+from usbpo.artifacts.files import beside
 from usbpo.errors import UsbpoError
 
 
@@ -33,11 +35,11 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         UsbpoError: the folder holds something else, or cannot be made, written or replaced.
     """
     folder = Path(os.path.abspath(folder))
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced.partial")
+    temporary = beside(folder, f"{os.getpid()}.partial")
+    replaced = beside(folder, f"{os.getpid()}.replaced.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.parent.glob(f".{folder.name}.*.partial"):
+        for left_over in folder.parent.glob(f".{escape(folder.name)}.*.partial"):
             shutil.rmtree(left_over, ignore_errors=True)
         temporary.mkdir()
         yield temporary

@@ -4,6 +4,7 @@ Each speed is measured once for what it depends on, so methods whose work is equ
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -22,6 +23,7 @@ from usbpo.artifacts import transitions
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 from usbpo.environments.tasks import Simulator
+from usbpo.errors import UsbpoError
 from usbpo.experiment.sizes import Sizes
 from usbpo.model import ensemble
 from usbpo.model.likelihood import LikelihoodStep, decay_by_name
@@ -56,6 +58,7 @@ def calibrate(sizes: Sizes) -> Speeds:
     torch.set_num_threads(1)
     config, obs_dim, act_dim = sizes.config, sizes.obs_dim, sizes.act_dim
     keys, environment = config.policy, config.environment
+    _check_memory(sizes)
     agent = sac.Architecture(obs_dim, act_dim, keys.hidden_layers, keys.hidden_size)
     update = _policy_update(agent, keys.batch_size)
     step = _real_step(environment.id, json.dumps(environment.arguments)) + _acting(agent)
@@ -71,6 +74,27 @@ def calibrate(sizes: Sizes) -> Speeds:
         row = 1.6 if config.phase2.stand_in == "fixed" else 1.25
         share = row * config.phase2.batch_size / config.phase1.batch_size
     return Speeds(update, step, file, byte, minibatch, _model_step(made, products), share * minibatch)
+
+
+def _check_memory(sizes: Sizes) -> None:
+    """Refuse networks or batches, most probably a slip of the keyboard, that this machine cannot hold once.
+
+    Raises:
+        UsbpoError: they are larger than its memory.
+    """
+    config, row = sizes.config, sizes.obs_dim + sizes.act_dim
+    numbers = {
+        "policy": 4 * (sizes.actor + sizes.critics) + config.policy.batch_size * (row + config.policy.hidden_size)
+    }
+    if model := config.model:
+        numbers["model"] = 4 * sizes.ensemble + model.members * config.phase1.batch_size * (row + model.hidden_size)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name, count in numbers.items():
+        if 4 * count > memory:
+            raise UsbpoError(
+                f"training the {name} takes {4 * count / 1e9:,.0f} GB, more than the memory of this "
+                "machine; make its networks (hidden_layers, hidden_size, members) or batch_size smaller."
+            )
 
 
 @cache

@@ -1,9 +1,9 @@
 """What the results read of a run: evaluations and the metrics of its stages, checked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -336,11 +336,29 @@ def read_evaluation(files: RunFiles, cycle: int, root: Path) -> Evaluation:
 
 M = TypeVar("M", bound=Metrics)
 
+MODELS: Mapping[str, type[Metrics]] = {
+    PHASE1_METRICS: Phase1,
+    PHASE2_METRICS: Phase2,
+    POLICY_METRICS: Policy,
+    THEORY_METRICS: Theory,
+    TRIGGER: Trigger,
+}
+"""Of each file of metrics that the results use"""
+
 
 def _metrics(model: type[M], pattern: str, files: RunFiles, cycle: int, root: Path) -> M:
     path = root / files.path(pattern, cycle)
     content, _ = read_metrics(path)
     check_place(path, content, files.task, files.method, files.seed, cycle)
+    return checked(model, path, content)
+
+
+def checked(model: type[M], path: Path, content: Mapping[str, Any]) -> M:
+    """What the results use of a metrics file.
+
+    Raises:
+        UsbpoError: it lacks something, or holds what it cannot hold.
+    """
     try:
         metrics = model.model_validate(content)
     except ValidationError as error:

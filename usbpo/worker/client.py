@@ -65,6 +65,9 @@ def _direct(argv: list[str]) -> int:
     """Run `argv` in this process, or in one in its place that has all of Python."""
     if sys.flags.no_site:
         os.execv(sys.executable, [sys.executable, "-Pm", "usbpo.worker.client", *argv])
+    from usbpo.worker import streams
+
+    streams.open_closed()
     os.environ.update(ONE_THREAD)
     owner = os.environ.get("USBPO_OWNER", "")
     if owner and argv[:1] != ["worker"]:  # a worker watches its owner itself, without a thread
@@ -77,7 +80,6 @@ def _direct(argv: list[str]) -> int:
             print(f"usbpo: {error}", file=sys.stderr)
             return 1
     from usbpo.commands import cli
-    from usbpo.worker import streams
 
     streams.take_over()
     try:

@@ -29,6 +29,21 @@ def output(descriptor: int, encoding: str = "utf-8", line_buffering: bool | None
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors="replace", line_buffering=lines)
 
 
+def open_closed() -> None:
+    """Have standard streams that are closed (`>&-`) lead nowhere: no file that is opened later gets their number."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+            os.set_inheritable(descriptor, True)
+            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            vars(sys).update({name: stream, f"__{name}__": stream})
+
+
 def take_over() -> None:
     """Put such streams in the places of this process's standard output and standard error, with their encodings."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
