@@ -257,6 +257,15 @@ def test_what_was_let_go_is_no_finding(workspace: Path) -> None:
     assert not findings(workspace)
 
 
+def test_what_an_experiment_keeps_or_draws_and_lacks_is_found(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    lacking = (f"{OF_USBPO}/00002/model.safetensors", f"{OF_MBPO}/00001/rollouts.h5", "data/results/test/aggregate.svg")
+    for name in lacking:
+        Path(name).unlink()
+    found = verify(str(EXPERIMENT)).findings
+    assert sorted(finding.partition(": it is not there")[0] for finding in found) == sorted(lacking)
+
+
 def test_several_versions_are_remarked_upon(workspace: Path) -> None:
     path = workspace / OF_USBPO / "00003/evaluation.h5"
     reheaded(path, versions={**header_of(path).versions, "torch": "1.0"})

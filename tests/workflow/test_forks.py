@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import forks
-from helpers.workflow import BIN, Ended, at_work_in, command, ended, environment, wait_for
+from helpers.workflow import BIN, CYCLES, USBPO, Ended, at_work_in, command, ended, environment, tree, wait_for
 
 pytestmark = pytest.mark.skipif(not forks.may_serve({}), reason="nothing is forked here")
 
@@ -48,8 +48,10 @@ def test_a_forked_command_ends_with_whoever_asked_for_it(tmp_path: Path) -> None
     with pytest.raises(subprocess.TimeoutExpired):
         forks.run("snakemake", words[1:], tmp_path, environment(), 2)
     wait_for(lambda: not at_work_in(tmp_path), 30, "the end of all that it started")
-    time.sleep(0.1)
-    assert not list(tmp_path.glob("data/runs/**/policy.json"))
+    made = tree(tmp_path)
+    time.sleep(1)
+    assert tree(tmp_path) == made, "nobody goes on"
+    assert not (tmp_path / f"data/runs/{USBPO}/{CYCLES:05d}/evaluation.h5").exists(), "it was not over"
 
 
 def test_what_libraries_read_when_they_are_imported_is_never_forked() -> None:

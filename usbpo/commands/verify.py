@@ -87,6 +87,9 @@ def verify(what: str, root: Path = Path()) -> Report:
         ) from error
     for planned, cycles in plan.cycles.items():
         _run(NamedRun(root, planned.task, planned.method, planned.seed), planned, cycles, report)
+    for name in plan.artifacts(root):
+        if layout.is_large(name) and not (root / name).is_file():
+            report.findings.append(f"{root / name}: it is not there, but is kept; run snakemake again to have it made.")
     for name in plan.result_files():
         if not (root / name).is_file():
             report.findings.append(f"{root / name}: it is not there; run snakemake again to have it drawn.")
