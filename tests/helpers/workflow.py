@@ -104,11 +104,15 @@ def ended(words: list[str], folder: Path, **changes: str) -> Ended:
 
 def start(folder: Path) -> "subprocess.Popen[bytes] | forks.Started":
     """Start the test experiment in `folder`, in a process group of its own, and return at once."""
-    words = command(folder, "--cores", "2")
     if forks.may_serve({}):
-        return forks.Started("snakemake", words[1:], folder, environment())
+        return forks.Started("snakemake", command(folder, "--cores", "2")[1:], folder, environment())
+    return start_cold(folder)
+
+
+def start_cold(folder: Path) -> "subprocess.Popen[bytes]":
+    """As `start`, as a user's shell does it."""
     return subprocess.Popen(
-        words,
+        command(folder, "--cores", "2"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.workflow import at_work_in, command, environment, finished_workspace, snakemake, tree, wait_for
+from helpers.workflow import at_work_in, finished_workspace, snakemake, start_cold, tree, wait_for
 
 KILLS = int(os.environ.get("USBPO_KILLS", "100"))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -22,19 +22,6 @@ LONGEST = 600
 """Seconds after which a Snakemake that was hit counts as one that hangs"""
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos")]
-
-
-def begun(folder: Path) -> "subprocess.Popen[bytes]":
-    """The test experiment, started in a folder as from a shell, in a process group of its own."""
-    return subprocess.Popen(
-        command(folder, "--cores", "2"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-        cwd=folder,
-        start_new_session=True,
-    )
 
 
 def moment(folder: Path, run: "subprocess.Popen[bytes]", rng: random.Random) -> None:
@@ -90,7 +77,7 @@ def test_runs_that_are_killed_at_random_moments_end_with_the_same_bytes(
     finished, folder = 0, tmp_path / "0"
     folder.mkdir()
     while sum(kinds.values()) < KILLS:
-        run = begun(folder)
+        run = start_cold(folder)
         try:
             moment(folder, run, rng)
             if run.poll() is None:
