@@ -37,7 +37,7 @@ def verify(
     what: Annotated[
         str, typer.Argument(help="An artifact; TASK/METHOD/seed-N or a folder of runs; an experiment's file or name.")
     ],
-    folder: Annotated[Path, typer.Option(help="Folder that holds data/.")] = Path(),
+    folder: DataFolder = Path(),
 ) -> None:
     """Tell whether artifacts are whole, belong where they lie, and were made from what lies beside them."""
     from usbpo.commands.verify import lines

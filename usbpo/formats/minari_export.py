@@ -176,8 +176,7 @@ def check_sizes(data: RealData, simulator: Simulator) -> None:
     Raises:
         UsbpoError: it has others.
     """
-    rows = data.transitions
-    sizes = rows.observations.shape[1], rows.actions.shape[1]
+    sizes = data.transitions.widths
     if sizes != (simulator.obs_dim, simulator.act_dim):
         raise UsbpoError(
             f"the run has {sizes[0]} observations and {sizes[1]} actions, but {simulator.name} has "

@@ -7,6 +7,7 @@ from math import isnan
 import numpy as np
 from numpy.typing import NDArray
 
+from usbpo.report.evaluations import COLUMNS as EVALUATION_COLUMNS
 from usbpo.report.published import SHARES, published, related
 from usbpo.report.records import Run, grouped
 from usbpo.report.scores import ALL_TASKS, BASE, SCORES, Curve, Improvement, Pooled, Scores, TaskScores
@@ -86,7 +87,6 @@ def _rounded(value: float | None) -> str:
 
 def evaluations(runs: Iterable[Run]) -> Table:
     """`evaluations.csv`: one row for every episode of every evaluation."""
-    columns = ("task", "method", "seed", "cycle", "on_policy_steps", "episode", "episode_seed", "return", "length")
     rows: list[tuple[Cell, ...]] = []
     for run in runs:
         for evaluation in run.evaluations:
@@ -94,7 +94,7 @@ def evaluations(runs: Iterable[Run]) -> Table:
                 zip(evaluation.seeds, evaluation.returns, evaluation.lengths, strict=True)
             ):
                 rows.append((*_place(run, evaluation.cycle), episode, int(seed), float(total), int(length)))
-    return Table(columns, rows)
+    return Table(EVALUATION_COLUMNS, rows)
 
 
 def learning_curves(curves: Iterable[Curve]) -> Table:

@@ -134,7 +134,7 @@ def read_initial_data(path: Path, simulator: Simulator, parameters: Mapping[str,
     steps = parameters["steps"]
     check_imported(path, parameters["environment"], parameters["environment_arguments"], steps)
     header, batch = read_imported(path)
-    sizes = batch.observations.shape[1], batch.actions.shape[1]
+    sizes = batch.widths
     if sizes != (simulator.obs_dim, simulator.act_dim):
         raise UsbpoError(
             f"{path}: it has {sizes[0]} observations and {sizes[1]} actions, but {simulator.name} has "

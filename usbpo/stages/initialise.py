@@ -23,6 +23,6 @@ def initialise(*, data: Path, output: Path, hidden_layers: int, hidden_size: int
     parameters = parameters_of(locals())
     found, _ = transitions.read(data)
     header, steps = lineage.begin(sac.KIND, [data], seed=found.seed, cycle=0, parameters=parameters)
-    architecture = sac.Architecture(steps.observations.shape[1], steps.actions.shape[1], hidden_layers, hidden_size)
+    architecture = sac.Architecture(*steps.widths, hidden_layers, hidden_size)
     agent = sac.new_agent(architecture, torch_generator(header.seed, 0, "initialise"))
     agent.save(output, header)

@@ -174,7 +174,7 @@ def phase1(
         raise UsbpoError(
             f"--weight-decay must have a value for each of the {hidden_layers + 1} layers; add or drop some."
         )
-    obs_dim, act_dim = batch.observations.shape[1], batch.actions.shape[1]
+    obs_dim, act_dim = batch.widths
     architecture = Architecture(obs_dim, act_dim, members, elites, hidden_layers, hidden_size)
     generator = torch_generator(seed, number, "phase1", place)
     if previous_model is None:

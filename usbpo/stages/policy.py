@@ -142,7 +142,7 @@ def policy(
     lineage.require_d_model(header, rollouts or [], cycle, model_every, retained_updates)
     policy_header, agent = sac.load(previous_policy)
     header.takes("previous_policy", previous_policy, policy_header, cycle - 1)
-    obs_dim, act_dim = real.observations.shape[1], real.actions.shape[1]
+    obs_dim, act_dim = real.widths
     expected = sac.Architecture(obs_dim, act_dim, hidden_layers, hidden_size)
     check_architecture(previous_policy, "policy", agent.architecture, expected)
     model = None
