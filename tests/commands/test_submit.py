@@ -14,8 +14,9 @@ from helpers.workflow import BIN, EXPERIMENT, MBPO, USBPO, Ended, ended, environ
 
 from usbpo.commands import batch_scripts, cli
 from usbpo.commands import slurm as slurms_commands
+from usbpo.experiment.run_config import RunConfig
 from usbpo.experiment.yaml_files import read_yaml
-from usbpo.monitor.estimate import Line
+from usbpo.monitor.estimate import Chain, Line
 
 SBATCH = """#!/bin/sh
 cp "$2" {folder}/submitted-$(ls {folder} | grep -c submitted-).sh
@@ -220,8 +221,11 @@ def test_results_of_very_many_jobs_are_drawn_without_planning_them(
     assert words[words.index("--output") + 1] == "data/results/test"
 
 
-def test_a_time_limit_of_the_partition_is_kept_and_said(capsys: pytest.CaptureFixture[str]) -> None:
-    line = Line("Hopper", "mbpo", runs=2, jobs=2000, longest=7200.0)
+def test_a_time_limit_of_the_partition_is_kept_and_said(
+    run_config: Callable[[str], RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chains = [Chain(run_config("Hopper"), {"collect": 7200.0})] * 2
+    line = Line("Hopper", "mbpo", runs=2, jobs=2000, chains=chains)
     assert batch_scripts.minutes(line, 1, 1, None) == 260, "twice two hours, a beginning, and whole tens of minutes"
     assert batch_scripts.minutes(line, 4, 2, None) > 2 * 240
     assert batch_scripts.minutes(line, 4, 4, 1000) == batch_scripts.minutes(line, 4, 4, None)

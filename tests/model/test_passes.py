@@ -70,12 +70,16 @@ def test_the_likelihoods_gradient_is_autograds(
         close(adam.gradients[name], gradient, scale=everything if name in BOUNDS else gradient)
 
 
-@given(networks, dtypes, st.integers(1, 60), seeds)
-def test_a_pass_backward_is_autograds(architecture: Architecture, dtype: torch.dtype, rows: int, seed: int) -> None:
+@given(networks, dtypes, st.integers(1, 60), st.integers(1, 70), seeds)
+def test_a_pass_backward_is_autograds_whatever_the_blocks(
+    architecture: Architecture, dtype: torch.dtype, rows: int, block: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     params = uneven(architecture, dtype, generator)
     gradients = {name: torch.full_like(tensor, torch.nan) for name, tensor in params.items()}
-    made = Passes(params, gradients, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "CHUNK_ROWS", block)
+        made = Passes(params, gradients, rows)
     made.inputs.copy_(torch.randn(made.inputs.shape, generator=generator))
     made.forward()
     close(made.outputs, plain_model.outputs(params, made.inputs))

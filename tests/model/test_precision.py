@@ -146,7 +146,7 @@ def within(found: Tensor, exact: Tensor, allowed: Tensor) -> None:
 # ---- the passes ----
 
 
-@given(networks, st.integers(1, 60), st.sampled_from([0, 512]), seeds)
+@given(networks, st.integers(1, 60), st.sampled_from([1, 20, 512]), seeds)
 def test_outputs_and_gradients_stray_no_farther_than_rounding_allows(
     architecture: Architecture, rows: int, chunk: int, seed: int
 ) -> None:

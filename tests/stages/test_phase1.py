@@ -155,8 +155,8 @@ def recorded_training(
     seen: list[Tensor] = []
 
     class Recording(LikelihoodStep):
-        def load(self) -> None:
-            super().load()
+        def take(self, rows: Tensor) -> None:
+            super().take(rows)
             seen.append(self.passes.inputs.clone())
 
     monkeypatch.setattr(fitting, "LikelihoodStep", Recording)

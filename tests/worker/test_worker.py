@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.worker import Room, children, wait_until
 
+from usbpo.numerics import THREADS
 from usbpo.worker import client, protocol
 from usbpo.workspace import lifetime
 
@@ -71,7 +72,7 @@ print(json.dumps({
         "sys.argv": ["usbpo", *argv],
         "stdin": "given",
         "cwd": str(tmp_path),
-        "env": environment | protocol.ONE_THREAD,
+        "env": environment | protocol.ONE_THREAD | {THREADS: "8"},
         "mask": 0o027,
         "leader": True,
         "blocked": [],

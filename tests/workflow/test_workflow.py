@@ -235,6 +235,17 @@ def test_one_core_gives_the_same_bytes_as_two(tmp_path: Path, finished_tree: dic
     assert tree(tmp_path) == finished_tree
 
 
+def test_a_run_alone_has_all_cores_and_gives_the_same_bytes(tmp_path: Path, finished_tree: dict[str, str]) -> None:
+    done = snakemake(tmp_path, "runs", "--config", f'only=["{USBPO}"]', cores=3)
+    assert done.code == 0, done.said
+    made = tree(tmp_path)
+    assert made == {name: digest for name, digest in finished_tree.items() if name.startswith(OF_USBPO)}
+    logs = tmp_path / OF_USBPO / "logs/00002"
+    threads = {path.stem: re.findall(r" on (\d) threads, ", path.read_text()) for path in logs.glob("*.log")}
+    three, two = dict.fromkeys(["phase1", "phase2", "rollout"], ["3"]), {"policy": ["2"]}
+    assert threads == dict.fromkeys(threads, []) | three | two
+
+
 UNTRAINED = [f"{OF_MBPO}/00000/{name}" for name in ("policy.safetensors", "evaluation.h5")]
 LAST_CYCLE = [f"{OF_USBPO}/data/00003.h5", *(f"{OF_USBPO}/00003/{name}" for name in ("evaluation.h5", "theory.h5"))]
 

@@ -121,6 +121,36 @@ rule link:
 """
 
 
+SHARES = """
+from usbpo.workspace import snakemake_inside as inside
+
+CORES = inside.CoresByRun(workflow, ["policy"])
+WAIT = "while [ ! -e task/short/seed-0/1/policy ]; do sleep 0.1; done; sleep 1;"
+
+
+wildcard_constraints:
+    cycle="[0-9]+"
+
+
+rule all:
+    input:
+        "task/short/seed-0/1/policy",
+        "task/long/seed-0/3/policy",
+
+
+rule policy:
+    input:
+        lambda w: f"{w.task}/{w.method}/seed-{w.seed}/{int(w.cycle) - 1}/policy" if int(w.cycle) > 1 else [],
+    output:
+        "{task}/{method}/seed-{seed}/{cycle}/policy",
+    threads: lambda wildcards: CORES.share()
+    params:
+        wait=lambda w: WAIT if (w.method, w.cycle) == ("long", "1") else "",
+    shell:
+        "{params.wait} echo {threads} $OMP_NUM_THREADS > {output}"
+"""
+
+
 def words(*arguments: str) -> list[str]:
     return [str(BIN / "snakemake"), *arguments, "--cores", "1"]
 
@@ -404,3 +434,17 @@ def test_the_modules_of_snakemake_are_imported_only_where_they_are_needed() -> N
     """The light front of the command line imports this module's neighbours."""
     code = "import sys; import usbpo.workspace.lifetime; sys.exit('snakemake' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_run_has_its_share_of_the_cores_and_more_when_others_have_ended(tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(SHARES)
+    done = ended([str(BIN / "snakemake"), "--cores", "5"], tmp_path)
+    assert done.code == 0, done.said
+    told = {path.relative_to(tmp_path / "task").parts: path.read_text() for path in tmp_path.glob("task/*/*/*/policy")}
+    with contract("snakemake", "a job's threads are asked for when its turn comes, and told it in OMP_NUM_THREADS"):
+        assert told == {
+            ("short", "seed-0", "1", "policy"): "2 2\n",
+            ("long", "seed-0", "1", "policy"): "2 2\n",
+            ("long", "seed-0", "2", "policy"): "5 5\n",
+            ("long", "seed-0", "3", "policy"): "5 5\n",
+        }

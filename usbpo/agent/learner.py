@@ -27,6 +27,7 @@ from usbpo.agent.networks import Stack, actor_views, layers_of, relu_backward, s
 from usbpo.agent.sac import LOG_STD_BOUNDS, Agent
 from usbpo.numerics.device import captured
 from usbpo.numerics.optimizer import FlatAdam, Params, flat_size, flat_views
+from usbpo.numerics.threads import Spares, share_out
 
 CPU = torch.device("cpu")
 LOG_DENSITY_CONSTANT = 2.0 * log(2.0) + 0.5 * log(2.0 * torch.pi)
@@ -164,8 +165,13 @@ class Learner:
         self._observations = self.batch.view(2 * rows, -1)[:, :obs_dim]
         self._present, self._next = (half[:, : obs_dim + act_dim] for half in self.batch)
         self._rewards, self._continues = self.batch[0, :, -1], self.batch[1, :, -1]
-        self._taken, self._to_take = (half[:, obs_dim : obs_dim + act_dim].t() for half in self.batch)
+        self._policy_inputs = self._zeros(rows, obs_dim + act_dim)
+        self._to_value, self._to_take = (
+            inputs[:, obs_dim : obs_dim + act_dim].t() for inputs in (self._policy_inputs, self.batch[1])
+        )
 
+        # The CPU takes the present and the next states one after the other, or at the same time.
+        self._acting = [slice(2 * rows)] if self.batched else [slice(rows), slice(rows, 2 * rows)]
         self._actor_hidden = [self._zeros(2 * rows, hidden) for _ in range(sizes.hidden_layers)]
         self._actor_present = [h[:rows] for h in self._actor_hidden]
         self._actor_below = [below.t() for below in (self._observations[:rows], *self._actor_present)]
@@ -187,7 +193,7 @@ class Learner:
         self._target_stacks = [Stack(*targets, place, outputs) for place in places]
         self._values, self._target_values, self._policy_values = (self._zeros(2, rows) for _ in range(3))
         self._backup, self._error, self._of_values = self._zeros(rows), self._zeros(2, rows), self._zeros(2, rows)
-        self._critic_backward = [self._zeros(together, rows, hidden) for _ in range(2)]
+        self._critic_backward = Spares(lambda: [self._zeros(together, rows, hidden) for _ in range(2)])
 
         self._action_gradient = self._zeros(act_dim, rows)
         self._head_gradient = self._zeros(2, act_dim, rows)
@@ -201,17 +207,15 @@ class Learner:
     @torch.no_grad()
     def _one_update(self) -> None:
         self._act()
-        self._step_critics()
+        self._evaluate()
+        self._critic_adam.begin()
+        share_out(self._critic_stacks, self._step_critics)
         self._step_actor_and_temperature()
-        self._targets.lerp_(self._critic_adam.buffers[0], self.polyak)
 
     def _act(self) -> None:
         """The policy's actions in present and next states, and their log-densities."""
         torch.exp(self.temperature["log"], out=self._alpha)
-        hidden = self._observations
-        for layer, output in zip(self._actor_layers, self._actor_hidden, strict=False):
-            torch.addmm(layer.bias[0], hidden, layer.weight, out=output).relu_()
-            hidden = output
+        share_out(self._acting, self._pass_hidden_layers)
         last = self._actor_layers[-1]
         torch.addmm(self._head_bias, last.turned, self._actor_turned, out=self._head_rows)
         mean, log_std = self._mean, self._unclipped_log_std
@@ -226,18 +230,36 @@ class Learner:
         torch.sum(self._terms, dim=0, out=self._log_density)
         self._log_density.sub_(self.architecture.act_dim * LOG_DENSITY_CONSTANT)
 
-    def _step_critics(self) -> None:
-        """Regress both critics on the backup."""
+    @torch.no_grad()
+    def _pass_hidden_layers(self, rows: slice) -> None:
+        """Those of the policy, for some of the states."""
+        hidden = self._observations[rows]
+        for layer, output in zip(self._actor_layers, self._actor_hidden, strict=False):
+            hidden = torch.addmm(layer.bias[0], hidden, layer.weight, out=output[rows]).relu_()
+
+    def _evaluate(self) -> None:
+        """What the critics are regressed on."""
         self._to_take.copy_(self._actions[:, 1])
-        for targets in self._target_stacks:
-            targets.forward(self._next, self._target_values)
+        self._policy_inputs[:, : self.architecture.obs_dim].copy_(self._observations[: self.rows])
+        self._to_value.copy_(self._actions[:, 0])
+        share_out(self._target_stacks, self._evaluate_next)
         torch.amin(self._target_values, dim=0, out=self._backup)
         self._backup.addcmul_(self._alpha, self._log_density[1], value=-1.0)
         torch.addcmul(self._rewards, self._continues, self._backup, value=self.discount, out=self._backup)
-        for critics in self._critic_stacks:
-            critics.forward(self._present, self._values)
-            self._fill_critic_gradients(critics)
-        self._critic_adam.step()
+
+    @torch.no_grad()
+    def _evaluate_next(self, targets: Stack) -> None:
+        targets.forward(self._next, self._target_values)
+
+    @torch.no_grad()
+    def _step_critics(self, critics: Stack) -> None:
+        """Regress critics on the backup, move their targets, and have them value the policy's actions."""
+        place = critics.place
+        critics.forward(self._present, self._values)
+        self._fill_critic_gradients(critics)
+        self._critic_adam.step_of(0, place)
+        self._targets[place].lerp_(self._critic_adam.buffers[0][place], self.polyak)
+        critics.forward(self._policy_inputs, self._policy_values)
 
     def _fill_critic_gradients(self, critics: Stack) -> None:
         """Gradients of the critics' loss after their `forward`."""
@@ -248,22 +270,20 @@ class Learner:
         torch.bmm(of_values[:, None], critics.hidden[-1], out=of_last.turned)
         torch.sum(of_values[:, None], dim=2, keepdim=True, out=of_last.bias)
         below = [self._present.t().expand(len(error), -1, -1), *critics.hidden_turned]
-        for place, flowing in critics.backward(of_values, critics.hidden, self._critic_backward):
-            torch.bmm(below[place], flowing, out=gradients[place].weight)
-            torch.sum(flowing, dim=1, keepdim=True, out=gradients[place].bias)
+        with self._critic_backward.one() as buffers:
+            for place, flowing in critics.backward(of_values, critics.hidden, buffers):
+                torch.bmm(below[place], flowing, out=gradients[place].weight)
+                torch.sum(flowing, dim=1, keepdim=True, out=gradients[place].bias)
 
     def _step_actor_and_temperature(self) -> None:
         """Raise the smaller value of the policy's actions and their entropy; move the temperature."""
-        self._taken.copy_(self._actions[:, 0])
         values, chosen = self._policy_values, self._of_values
-        for critics in self._critic_stacks:
-            critics.forward(self._present, values)
         torch.lt(values[0], values[1], out=chosen[0])
         torch.ge(values[0], values[1], out=chosen[1])
         if self.batched:
             self._differentiate_all_rows(chosen)
         else:
-            self._differentiate_chosen_rows(chosen)
+            share_out(self._critic_stacks, self._differentiate_chosen_rows)
 
         # With v = ∂ min Q / ∂a: ∂u = (2 α a − v (1 − a²)) / B, ∂ log σ = ∂u σ n − α / B within the clip's bounds.
         actions, (mean, log_std), rows = self._actions[:, 0], self._head_gradient, self.rows
@@ -296,19 +316,21 @@ class Learner:
         """
         self._action_gradient.zero_()
         for critics in self._critic_stacks:
-            flow = critics.backward(chosen[critics.place], critics.hidden, self._critic_backward)
-            *_, (_, of_first) = flow
+            with self._critic_backward.one() as buffers:
+                *_, (_, of_first) = critics.backward(chosen[critics.place], critics.hidden, buffers)
             for weight, of_network in zip(critics.layers[0].weight, of_first, strict=True):
                 self._action_gradient.addmm_(weight[self.architecture.obs_dim :], of_network.t())
 
-    def _differentiate_chosen_rows(self, chosen: Tensor) -> None:
+    @torch.no_grad()
+    def _differentiate_chosen_rows(self, critics: Stack) -> None:
         """The same from half of the products: a critic's gradient of a row that is not its is zero."""
-        for critics, of_critic in zip(reversed(self._critic_stacks), chosen.flip(0), strict=True):
-            rows = of_critic.nonzero()[:, 0]
-            hidden = [output.index_select(1, rows) for output in critics.hidden]
-            buffers = [buffer[:, : len(rows)] for buffer in self._critic_backward]
-            *_, (_, of_first) = critics.backward(chosen.new_ones(1, len(rows)), hidden, buffers)
-            weight = critics.layers[0].weight[0, self.architecture.obs_dim :]
+        (of_critic,) = self._of_values[critics.place]
+        rows = of_critic.nonzero()[:, 0]
+        hidden = [output.index_select(1, rows) for output in critics.hidden]
+        weight = critics.layers[0].weight[0, self.architecture.obs_dim :]
+        with self._critic_backward.one() as whole:
+            buffers = [buffer[:, : len(rows)] for buffer in whole]
+            *_, (_, of_first) = critics.backward(of_critic.new_ones(1, len(rows)), hidden, buffers)
             self._action_gradient.index_copy_(1, rows, torch.mm(weight, of_first[0].t()))
 
 

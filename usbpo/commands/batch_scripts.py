@@ -172,7 +172,8 @@ def megabytes_at_work(line: Line, cores: int) -> int:
 
 def minutes(line: Line, runs: int, cores: int, limit: int | None) -> int:
     """Time limit of a job of so many runs, a multiple of ten minutes: twice what they take, and a beginning."""
-    seconds = max(line.longest, runs * line.longest / cores) + PLANNING * runs * line.jobs / line.runs
+    longest = line.longest(1)
+    seconds = max(line.longest(max(1, cores // runs)), runs * longest / cores) + PLANNING * runs * line.jobs / line.runs
     wanted = 10 * ceil((MARGIN * seconds + START) / 600)
     if limit is None or wanted <= limit:
         return wanted

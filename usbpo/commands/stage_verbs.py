@@ -2,6 +2,7 @@
 
 import inspect as introspection
 import json
+import os
 import re
 import resource
 import time
@@ -29,6 +30,7 @@ from usbpo.experiment.sections import (
     TheoryKeys,
 )
 from usbpo.experiment.sentences import sentence
+from usbpo.numerics import THREADS
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "initialise": (PolicyKeys,),
@@ -84,12 +86,17 @@ def verb(stage: str) -> Callable[..., None]:
                 _check_together(section, arguments)
         import torch
 
+        from usbpo.numerics import threads
+
         torch.set_num_threads(1)
         started, cpu_started = time.perf_counter(), time.process_time()
-        function(**arguments)
+        number = int(os.environ.get(THREADS, "1"))
+        with threads.using(number):
+            function(**arguments)
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"{stage}: took {wall:.2f} s, {cpu:.2f} s of CPU, at most {peak:.0f} MiB of memory")
+        said = f" on {number} threads" if number > 1 else ""
+        print(f"{stage}: took {wall:.2f} s{said}, {cpu:.2f} s of CPU, at most {peak:.0f} MiB of memory")
 
     parameters = []
     for name, parameter in signature.parameters.items():

@@ -14,7 +14,7 @@ from usbpo.artifacts.layout import five_digits
 from usbpo.environments import argument_files
 from usbpo.environments.usercode import module_fingerprint
 from usbpo.errors import UsbpoError
-from usbpo.experiment import memory, runtime
+from usbpo.experiment import memory, runtime, threads
 from usbpo.experiment.options import Options
 from usbpo.experiment.paths import is_file
 from usbpo.experiment.run_config import RunConfig
@@ -175,6 +175,10 @@ class Run:
     def gpus(self) -> int:
         """GPUs that a stage with networks takes: one, unless the run's device rules it out."""
         return int(self.config.device != "cpu")
+
+    def threads(self, stage: str, share: int) -> int:
+        """Threads of a stage where the run has so many cores for itself."""
+        return max(1, min(threads.most(self.config, stage), share))
 
     def megabytes(self, stage: str, cycle: int) -> int:
         """Memory that a stage takes in `cycle`, MB; a guess where the environment cannot be made."""

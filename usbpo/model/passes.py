@@ -12,6 +12,8 @@ output layer stay in the precision of the parameters; so do gradients, of which 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch.nn.functional import pad, silu
 
 from usbpo.errors import UsbpoError
 from usbpo.numerics.optimizer import Params
+from usbpo.numerics.threads import Spares, share_out, share_out_in_two
 
 CHUNK_ROWS = 512
 """Rows at a time on the CPU: two activations of 200 units and the weights of a layer then lie in its second cache. In
@@ -68,6 +71,10 @@ def silu_(hidden: Tensor) -> Tensor:
     return silu(hidden, inplace=True)
 
 
+Buffers = dict[tuple[torch.dtype, int], Tensor]
+"""Activations, by their type and the turn of their layer"""
+
+
 class Forward:
     """Outputs of single members of a stack of networks for any number of rows, without gradients.
 
@@ -103,8 +110,7 @@ class Forward:
         if inputs.device.type != "cpu":
             return self._all_at_once(inputs)[..., : self.columns]
         outputs = inputs.new_empty(self.members, len(inputs), self._width)
-        for member in range(self.members):
-            self._member(member, inputs, outputs[member])
+        self._share_out([(member, inputs, outputs[member]) for member in range(self.members)])
         return outputs[..., : self.columns]
 
     @torch.no_grad()
@@ -118,10 +124,9 @@ class Forward:
         order = torch.argsort(members, stable=True)
         ordered = inputs.index_select(0, order)
         results = inputs.new_empty(len(inputs), self._width)
-        first = 0
-        for member, rows in enumerate(torch.bincount(members, minlength=self.members).tolist()):
-            self._member(member, ordered[first : first + rows], results[first : first + rows])
-            first += rows
+        ends = [0, *torch.bincount(members, minlength=self.members).cumsum(0).tolist()]
+        spans = [slice(first, end) for first, end in pairwise(ends)]
+        self._share_out([(member, ordered[span], results[span]) for member, span in enumerate(spans)])
         return torch.empty_like(results).index_copy_(0, order, results)[:, : self.columns]
 
     def _all_at_once(self, inputs: Tensor) -> Tensor:
@@ -132,24 +137,35 @@ class Forward:
             hidden = self._activation(torch.baddbmm(bias[:, None], hidden.to(weight.dtype), weight))
         return torch.baddbmm(last[0][:, None], hidden.to(last[1].dtype), last[1])
 
-    def _member(self, member: int, inputs: Tensor, outputs: Tensor) -> None:
-        at_once = chunk_rows(inputs, rounded=len({weight.dtype for weight in self._weights}) > 1)
-        last = len(self._weights) - 1
-        # Layers write into two buffers by turns; where the precision changes, into a third one.
-        buffers = {
-            (weight.dtype, turn): inputs.new_empty(at_once, self._weights[turn].shape[2], dtype=weight.dtype)
+    def _share_out(self, asked: list[tuple[int, Tensor, Tensor]]) -> None:
+        """Fill the outputs (rows, columns) of members from their inputs (rows, width), chunk by chunk."""
+        rounded = len({weight.dtype for weight in self._weights}) > 1
+        at_once = max(chunk_rows(inputs, rounded) for _, inputs, _ in asked)
+        chunks = [
+            (member, inputs[first : first + at_once], outputs[first : first + at_once])
+            for member, inputs, outputs in asked
+            for first in range(0, len(inputs), at_once)
+        ]
+        share_out(chunks, self._chunk, partial(self._buffers, at_once))
+
+    def _buffers(self, rows: int) -> Buffers:
+        """Layers write into two buffers by turns; where the precision changes, into a third one."""
+        return {
+            (weight.dtype, turn): weight.new_empty(rows, self._weights[turn].shape[2])
             for weight in self._weights
             for turn in (0, 1)
         }
-        for first in range(0, len(inputs), at_once):
-            hidden = inputs[first : first + at_once]
-            for layer in range(last):
-                weight, read_in = self._weights[layer][member], self._weights[layer + 1].dtype
-                product = buffers[weight.dtype, layer % 2][: len(hidden)]
-                torch.addmm(self._biases[layer][member], hidden, weight, out=product)
-                hidden = _activated(self._activation, product, buffers[read_in, layer % 2][: len(hidden)])
-            written = outputs[first : first + at_once]
-            torch.addmm(self._biases[last][member], hidden, self._weights[last][member], out=written)
+
+    @torch.no_grad()
+    def _chunk(self, chunk: tuple[int, Tensor, Tensor], buffers: Buffers) -> None:
+        member, hidden, outputs = chunk
+        last = len(self._weights) - 1
+        for layer in range(last):
+            weight, read_in = self._weights[layer][member], self._weights[layer + 1].dtype
+            product = buffers[weight.dtype, layer % 2][: len(hidden)]
+            torch.addmm(self._biases[layer][member], hidden, weight, out=product)
+            hidden = _activated(self._activation, product, buffers[read_in, layer % 2][: len(hidden)])
+        torch.addmm(self._biases[last][member], hidden, self._weights[last][member], out=outputs)
 
 
 def _activated(activation: Callable[[Tensor], Tensor], product: Tensor, spare: Tensor) -> Tensor:
@@ -182,11 +198,11 @@ class Passes:
         types = layer_types(params, products)
         layers = range(len(types))
         rounded = _Rounded(types)
-        weights = [rounded.read(layer, params[f"weight.{layer}"].detach()) for layer in layers]
-        biases = [rounded.read(layer, params[f"bias.{layer}"].detach()) for layer in layers]
-        weight_gradients = [rounded.written(layer, gradients[f"weight.{layer}"]) for layer in layers]
-        self._bias_gradients = [rounded.written(layer, gradients[f"bias.{layer}"]) for layer in layers]
-        self._rounded, members = rounded, len(weights[0])
+        weights = [rounded.reading(layer, params[f"weight.{layer}"].detach()) for layer in layers]
+        biases = [rounded.reading(layer, params[f"bias.{layer}"].detach()) for layer in layers]
+        weight_gradients = [rounded.writing(layer, gradients[f"weight.{layer}"]) for layer in layers]
+        bias_gradients = [rounded.writing(layer, gradients[f"bias.{layer}"]) for layer in layers]
+        members = len(weights[0])
 
         def buffer(layer: int, width: int) -> Tensor:
             return weights[layer].new_empty(members, rows, width)
@@ -199,41 +215,50 @@ class Passes:
         """(members, rows, 2 · (obs_dim + 1)): filled by it"""
         self.deltas = torch.empty_like(self.outputs)
         """∂loss/∂outputs: to be filled before a backward pass"""
-        # The backward pass leaves δ_l where z_l was, but for the last.
-        self._all_deltas = [*before[:-1], self.deltas]
         # The CPU's caches hold the activations of one member, and a GPU wants all of them at once. So does the CPU for
         # few rows in bfloat16, where a call takes an eighth of the time of a product.
         at_once = weights[0].device.type != "cpu" or (len(set(types)) > 1 and rows <= CHUNK_ROWS)
         chosen: list[int | slice] = [slice(members)] if at_once else list(range(members))
-        spare = {dtype: torch.empty_like(after[-1][chosen[0]], dtype=dtype) for dtype in set(types)}
-        self._groups = [
-            _Layers(
-                weights=[weight[some] for weight in weights],
-                biases=[bias[some] for bias in biases],
-                before=[tensor[some] for tensor in before],
-                after=[tensor[some] for tensor in after],
-                weight_gradients=[gradient[some] for gradient in weight_gradients],
-                delta=self.deltas[some],
-                spare=spare,
+        block = rows if at_once or len(set(types)) > 1 else min(rows, CHUNK_ROWS)
+        like = after[-1][chosen[0]][..., :block, :]
+        spares = Spares(lambda: {dtype: torch.empty(like.shape, dtype=dtype, device=like.device) for dtype in types})
+
+        def layers_of(place: int | slice, span: slice) -> Layers:
+            return Layers(
+                place,
+                weights=[weight[place] for weight in weights],
+                biases=[bias[place] for bias in biases],
+                before=[tensor[:, span][place] for tensor in before],
+                after=[tensor[:, span][place] for tensor in after],
+                weight_gradients=[gradient[place] for gradient in weight_gradients],
+                bias_gradients=[gradient[place] for gradient in bias_gradients],
+                delta=self.deltas[:, span][place],
+                rounded_before=[(copy[place], tensor[place]) for tensor, copy in rounded.read],
+                rounded_after=[(tensor[place], copy[place]) for tensor, copy in rounded.written],
+                spares=spares,
             )
-            for some in chosen
-        ]
+
+        self.groups = [layers_of(place, slice(rows)) for place in chosen]
+        """The members, one by one or all together: each computes its share of both passes alone"""
+        self._blocks = self.groups
+        if block < rows:
+            spans = [slice(first, first + block) for first in range(0, rows, block)]
+            self._blocks = [layers_of(place, span) for place in chosen for span in spans]
 
     @torch.no_grad()
     def forward(self) -> None:
         """Fill the outputs from the inputs."""
-        self._rounded.refresh()
-        for group in self._groups:
-            group.forward()
+        share_out(self._blocks, Layers.forward)
 
     @torch.no_grad()
     def backward(self) -> None:
         """Fill the gradients of weights and biases from the deltas, once after each forward pass."""
-        for group in self._groups:
-            group.backward()
-        for delta, gradient in zip(self._all_deltas, self._bias_gradients, strict=True):
-            torch.sum(delta, dim=1, keepdim=True, out=gradient)
-        self._rounded.hand_on()
+        if self._blocks is self.groups:
+            share_out_in_two(self.groups, Layers.flow_back, Layers.differentiate)
+        else:
+            share_out(self._blocks, Layers.flow_back)
+            layers = [(group, layer) for group in self.groups for layer in range(len(group.weights))]
+            share_out(layers, lambda piece: piece[0].differentiate_layer(piece[1]))
 
 
 class _Rounded:
@@ -241,20 +266,23 @@ class _Rounded:
 
     Args:
         types: precision of each layer.
+
+    Attributes:
+        read, written: parameters and gradients with their copies.
     """
 
     def __init__(self, types: Sequence[torch.dtype]) -> None:
         self._types = types
-        self._read: list[tuple[Tensor, Tensor]] = []
-        self._written: list[tuple[Tensor, Tensor]] = []
+        self.read: list[tuple[Tensor, Tensor]] = []
+        self.written: list[tuple[Tensor, Tensor]] = []
 
-    def read(self, layer: int, tensor: Tensor) -> Tensor:
-        """What stands for a parameter of a layer, up to date after `refresh`."""
-        return self._stand_in(layer, tensor, self._read)
+    def reading(self, layer: int, tensor: Tensor) -> Tensor:
+        """What stands for a parameter of a layer, once the one has been copied to the other."""
+        return self._stand_in(layer, tensor, self.read)
 
-    def written(self, layer: int, tensor: Tensor) -> Tensor:
-        """What stands for a gradient of a layer, which has it after `hand_on`."""
-        return self._stand_in(layer, tensor, self._written)
+    def writing(self, layer: int, tensor: Tensor) -> Tensor:
+        """What stands for a gradient of a layer, until the other has been copied to the one."""
+        return self._stand_in(layer, tensor, self.written)
 
     def _stand_in(self, layer: int, tensor: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         if tensor.dtype == self._types[layer]:
@@ -262,76 +290,106 @@ class _Rounded:
         pairs.append((tensor, torch.empty_like(tensor, dtype=self._types[layer])))
         return pairs[-1][1]
 
-    def refresh(self) -> None:
-        for tensor, copy in self._read:
-            copy.copy_(tensor)
 
-    def hand_on(self) -> None:
-        for tensor, copy in self._written:
-            tensor.copy_(copy)
-
-
-class _Layers:
+class Layers:
     """The share of all members, or of one, in the tensors of `Passes`: (members, rows, width), or (rows, width).
 
     `before` is z_l after a forward pass, and δ_l after a backward pass. One member in one precision keeps σ(z_l) in the
     place of z_l: with h = z σ(z), SiLU′(z) = σ + h (1 − σ) then needs no second exponential. A GPU has kernels to spare
     for that, but not their launches, and in bfloat16 conversions cost as much as it saves.
+
+    Attributes:
+        place: which members.
+        rows: how many.
     """
 
     def __init__(
         self,
+        place: int | slice,
         weights: list[Tensor],
         biases: list[Tensor],
         before: list[Tensor],
         after: list[Tensor],
         weight_gradients: list[Tensor],
+        bias_gradients: list[Tensor],
         delta: Tensor,
-        spare: dict[torch.dtype, Tensor],
+        rounded_before: list[tuple[Tensor, Tensor]],
+        rounded_after: list[tuple[Tensor, Tensor]],
+        spares: Spares[dict[torch.dtype, Tensor]],
     ) -> None:
+        self.place = place
         self.weights, self.biases, self.before, self.after = weights, biases, before, after
-        self.weight_gradients, self.delta, self.spare = weight_gradients, delta, spare
+        self.weight_gradients, self.bias_gradients, self.delta = weight_gradients, bias_gradients, delta
+        self.deltas = [*before[:-1], delta]
+        self.rounded_before, self.rounded_after = rounded_before, rounded_after
+        self._spares, self.rows = spares, delta.shape[-2]
         alone = delta.dim() == 2
         self.product: Callable[..., Tensor] = torch.mm if alone else torch.bmm
         self.product_and_bias: Callable[..., Tensor] = torch.addmm if alone else torch.baddbmm
         self.weights_t = [weight.mT for weight in weights]
         self.after_t = [hidden.mT for hidden in after]
-        self.keeps_sigmoid, self.one = alone and len(spare) == 1, torch.ones_like(delta[0, 0])
+        self.keeps_sigmoid, self.one = (
+            alone and len({tensor.dtype for tensor in before}) == 1,
+            torch.ones_like(delta[0, 0]),
+        )
 
+    @torch.no_grad()
     def forward(self) -> None:
+        """Outputs from inputs."""
         last = len(self.weights) - 1
-        for layer, (weight, bias, before) in enumerate(zip(self.weights, self.biases, self.before, strict=True)):
-            kept = layer == last or not self.keeps_sigmoid
-            z = before if kept else self.spare[before.dtype]
-            self.product_and_bias(bias, self.after[layer], weight, out=z)
-            if not kept:
-                torch.sigmoid(z, out=before)
-                torch.mul(z, before, out=self.after[layer + 1])
-            elif layer < last:
-                self._activate(before, self.after[layer + 1])
+        for copy, tensor in self.rounded_before:
+            copy.copy_(tensor)
+        with self._spares.one() as buffers:
+            spare = {dtype: buffer[..., : self.rows, :] for dtype, buffer in buffers.items()}
+            for layer, (weight, bias, before) in enumerate(zip(self.weights, self.biases, self.before, strict=True)):
+                kept = layer == last or not self.keeps_sigmoid
+                z = before if kept else spare[before.dtype]
+                self.product_and_bias(bias, self.after[layer], weight, out=z)
+                if not kept:
+                    torch.sigmoid(z, out=before)
+                    torch.mul(z, before, out=self.after[layer + 1])
+                elif layer < last:
+                    _activate(before, self.after[layer + 1], spare)
 
-    def _activate(self, before: Tensor, after: Tensor) -> None:
-        """SiLU, in the wider precision of the two."""
-        if after.dtype == before.dtype:
-            torch.ops.aten.silu.out(before, out=after)
-        elif after.element_size() < before.element_size():
-            wider = self.spare[before.dtype]
-            after.copy_(torch.ops.aten.silu.out(before, out=wider))
-        else:
-            after.copy_(before)
-            torch.ops.aten.silu.out(after, out=after)
-
-    def backward(self) -> None:
+    @torch.no_grad()
+    def flow_back(self) -> None:
+        """δ of every layer from that of the last."""
         delta = self.delta
-        for layer in reversed(range(len(self.weights))):
-            self.product(self.after_t[layer], delta, out=self.weight_gradients[layer])
-            if layer:
+        with self._spares.one() as buffers:
+            spare = {dtype: buffer[..., : self.rows, :] for dtype, buffer in buffers.items()}
+            for layer in range(len(self.weights) - 1, 0, -1):
                 before = self.before[layer - 1]
-                to_after = self.product(delta, self.weights_t[layer], out=self.spare[delta.dtype])
+                to_after = self.product(delta, self.weights_t[layer], out=spare[delta.dtype])
                 if before.dtype != delta.dtype:
-                    to_after = self.spare[before.dtype].copy_(to_after)
+                    to_after = spare[before.dtype].copy_(to_after)
                 if self.keeps_sigmoid:
                     torch.lerp(self.after[layer], self.one, before, out=before).mul_(to_after)
                 else:
                     torch.ops.aten.silu_backward.grad_input(to_after, before, grad_input=before)
                 delta = before
+
+    @torch.no_grad()
+    def differentiate(self) -> None:
+        """The gradients of weights and biases from the δ of every layer."""
+        for layer in reversed(range(len(self.deltas))):
+            self.differentiate_layer(layer)
+        for tensor, copy in self.rounded_after:
+            tensor.copy_(copy)
+
+    @torch.no_grad()
+    def differentiate_layer(self, layer: int) -> None:
+        """The gradients of one layer's weight and bias."""
+        delta = self.deltas[layer]
+        self.product(self.after_t[layer], delta, out=self.weight_gradients[layer])
+        torch.sum(delta, dim=-2, keepdim=True, out=self.bias_gradients[layer])
+
+
+def _activate(before: Tensor, after: Tensor, spare: dict[torch.dtype, Tensor]) -> None:
+    """SiLU, in the wider precision of the two."""
+    if after.dtype == before.dtype:
+        torch.ops.aten.silu.out(before, out=after)
+    elif after.element_size() < before.element_size():
+        after.copy_(torch.ops.aten.silu.out(before, out=spare[before.dtype]))
+    else:
+        after.copy_(before)
+        torch.ops.aten.silu.out(after, out=after)

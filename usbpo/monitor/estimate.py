@@ -18,9 +18,11 @@ from rich.table import Table
 from usbpo.artifacts import layout
 from usbpo.experiment.plan import Plan
 from usbpo.experiment.run import Run
+from usbpo.experiment.run_config import RunConfig
+from usbpo.experiment.threads import shortened
 from usbpo.monitor.costs import EPOCHS, Costs, OfCycle, costs_of
 from usbpo.monitor.duration import duration
-from usbpo.monitor.measured import benchmark_seconds
+from usbpo.monitor.measured import thread_seconds
 from usbpo.workspace.restoring import files_of, jobs_to_run
 
 PLANNED_BYTES = 45_000
@@ -45,10 +47,30 @@ class Line:
     """Of the jobs that do not stand yet"""
     seconds: float = 0.0
     """Of the jobs that do not stand yet, one after the other"""
-    longest: float = 0.0
-    """Of them, those of the run that takes longest: a run is a chain"""
+    chains: list["Chain"] = field(default_factory=list)
+    """Of them, those of each run: a run is a chain"""
     measured: Counter[bool] = field(default_factory=Counter)
     """How many of these jobs' times are scaled to measured ones, and how many are calculated alone"""
+
+    def longest(self, cores: int) -> float:
+        """Seconds of the run that takes longest, where each has so many cores for itself; 0 where none is left."""
+        return max((chain.take(cores) for chain in self.chains), default=0.0)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The jobs of one run that do not stand yet.
+
+    Attributes:
+        seconds: of the jobs of each stage with one thread, one after the other.
+    """
+
+    config: RunConfig
+    seconds: Mapping[str, float]
+
+    def take(self, cores: int) -> float:
+        """Seconds, where the run has so many cores for itself."""
+        return sum(shortened(self.config, stage, seconds, cores) for stage, seconds in self.seconds.items())
 
 
 @dataclass(frozen=True)
@@ -88,16 +110,17 @@ def estimate(plan: Plan, root: Path = Path(), everything: bool = False) -> list[
             lines[group] = Line(*group, memory=1e6 * max(run.megabytes(stage, cycle) for stage, cycle, _ in jobs))
         if missing and group not in works:
             works[group] = work_of(run, alike(plan, run), root)
-        line, took = lines[group], 0.0
+        line, took = lines[group], defaultdict[str, float](float)
         for stage, cycle, paths in missing:
             line.measured[stage in works[group].seconds_by] += 1
-            took += works[group].seconds(stage, cycle)
+            took[stage] += works[group].seconds(stage, cycle)
             left = {Path(path).name if layout.is_large(path) else stage for path in paths if path in to_come}
             line.bytes += sum(works[group].bytes(what, cycle) for what in left)
         line.runs, line.cycles, line.jobs = line.runs + 1, line.cycles + cycles, line.jobs + len(jobs)
         line.standing += len(jobs) - len(missing)
-        line.seconds += took
-        line.longest = max(line.longest, took)
+        line.seconds += sum(took.values())
+        if missing:
+            line.chains.append(Chain(run.config, took))
     return list(lines.values())
 
 
@@ -149,7 +172,8 @@ def _seconds_before(run: Run, root: Path) -> Iterator[Measured]:
     for path in root.glob(layout.BENCHMARK.format(task=run.task, method=run.method, seed="*", cycle="*", stage="*")):
         of_block = path.parent.name == "blocks"
         stage, number = ("block", path.stem) if of_block else (path.stem, path.parent.name)
-        seconds = benchmark_seconds(path)
+        log = path.parents[2] / "logs" / path.parent.name / f"{path.stem}.log"
+        seconds = thread_seconds(path, log)
         if seconds is not None and number.isdecimal() and (cycle := int(number)):
             yield stage, cycle, seconds
 
@@ -185,7 +209,7 @@ def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | N
     for line in lines:
         for name in ("runs", "cycles", "jobs", "standing", "bytes", "seconds"):
             setattr(total, name, getattr(total, name) + getattr(line, name))
-        total.longest = max(total.longest, line.longest)
+        total.chains += line.chains
         total.memory = max(total.memory, line.memory)
         total.measured += line.measured
     table.add_section()
@@ -205,10 +229,13 @@ def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | N
             highlight=False,
         )
         return
-    wall = max(total.longest, total.seconds / cores)
+    share = max(1, cores // len(total.chains))
+    longest = total.longest(share)
+    wall = max(longest, total.seconds / cores)
+    has = f" where it has {share} of them" if share > 1 else ""
     console.print(
         f"About {duration(wall)} on {cores} cores: a run is a chain of jobs, and the longest takes "
-        f"{duration(total.longest)}. The results are one job more.",
+        f"{duration(longest)}{has}. The results are one job more.",
         highlight=False,
     )
     console.print(

@@ -1,11 +1,16 @@
 """What stages took, by Snakemake's benchmark files."""
 
+import re
 from math import isfinite
 from pathlib import Path
 from statistics import median
 
 from usbpo.artifacts import layout
+from usbpo.monitor.logs import last_lines
 from usbpo.monitor.runs import Run
+
+CPU_SECONDS = re.compile(r", (\d+\.\d+) s of CPU, ")
+"""In the last line of a stage's log (usbpo/commands/stage_verbs.py)"""
 
 RECENT_CYCLES = 10
 """The time that a cycle takes is the median of this many last ones: cycles grow longer as the data grow."""
@@ -34,3 +39,10 @@ def benchmark_seconds(path: Path) -> float | None:
         return seconds if isfinite(seconds) else None
     except (OSError, ValueError, IndexError):
         return None
+
+
+def thread_seconds(benchmark: Path, log: Path) -> float | None:
+    """Seconds that a job would have taken with one thread: those of the CPU, by its log, where they are more."""
+    wall = benchmark_seconds(benchmark)
+    said = [CPU_SECONDS.search(line) for line in last_lines(log, 1)]
+    return wall if wall is None else max([wall, *(float(found[1]) for found in said if found)])

@@ -1,8 +1,9 @@
 """Adam over named tensors, with its moments as named tensors, so that checkpoints hold the whole optimizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate
 from math import prod
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -68,19 +69,34 @@ class Adam:
         """One step down `gradients`."""
         self._descend(self.gradients)
 
-    @torch.no_grad()
     def _descend(self, gradients: Params) -> None:
+        self.begin()
+        self._part(self.params, ..., gradients)()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Count the next step; each part of it may then be taken, in any order."""
         self._step.add_(1)
-        for weight_decay, names in self._names.items():
-            _fused_step(
-                [self.params[name] for name in names],
-                [gradients[name] for name in names],
-                [self._first[name] for name in names],
-                [self._second[name] for name in names],
-                [self._step] * len(names),
-                self.learning_rate,
-                weight_decay,
-            )
+
+    def part(self, names: Collection[str], place: int | slice | EllipsisType = ...) -> Callable[[], None]:
+        """What takes a step of these parameters, or of a place along their first dimension alone, once it has begun."""
+        return self._part(names, place, self.gradients)
+
+    def _part(self, names: Collection[str], place: int | slice | EllipsisType, gradients: Params) -> Callable[[], None]:
+        tensors = self.params, gradients, self._first, self._second
+        parts = [
+            (weight_decay, [[of[name].detach()[place] for name in members if name in names] for of in tensors])
+            for weight_decay, members in self._names.items()
+            if any(name in names for name in members)
+        ]
+
+        @torch.no_grad()
+        def descend() -> None:
+            for weight_decay, lists in parts:
+                steps = [self._step] * len(lists[0])
+                _fused_step(lists[0], lists[1], lists[2], lists[3], steps, self.learning_rate, weight_decay)
+
+        return descend
 
     def changes(self) -> list[Tensor]:
         """Every tensor that a step changes: parameters, moments and the counter."""
@@ -145,9 +161,19 @@ class FlatAdam:
 
     def step(self) -> None:
         """One step down the gradients."""
-        torch._foreach_add_(self.steps, 1.0)
+        self.begin()
         moments = self.exp_avg, self.exp_avg_sq
         _fused_step(self.buffers, self.gradients, *moments, self.steps, self.learning_rate, weight_decay=0.0)
+
+    def begin(self) -> None:
+        """Count the next step, whose parts may then be taken in any order."""
+        torch._foreach_add_(self.steps, 1.0)
+
+    def step_of(self, number: int, place: slice) -> None:
+        """A step, once it has begun, of a place along a buffer's first dimension alone."""
+        tensors = self.buffers, self.gradients, self.exp_avg, self.exp_avg_sq
+        params, gradients, first, second = ([of[number][place]] for of in tensors)
+        _fused_step(params, gradients, first, second, [self.steps[number]], self.learning_rate, weight_decay=0.0)
 
     def state(self) -> list[Tensor]:
         """Everything that a step changes."""

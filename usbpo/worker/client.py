@@ -7,7 +7,6 @@ from usbpo.stages import STAGES
 from usbpo.worker.protocol import (
     ACCEPTED,
     GO,
-    ONE_THREAD,
     SITE,
     SWITCH,
     WORKER,
@@ -16,6 +15,7 @@ from usbpo.worker.protocol import (
     is_served,
     read_identity,
     site,
+    thread_settings,
 )
 
 # A stage by the warm worker takes milliseconds, and each counts: nothing is imported that is not needed, and of socket,
@@ -68,7 +68,7 @@ def _direct(argv: list[str]) -> int:
     from usbpo.worker import streams
 
     streams.open_closed()
-    os.environ.update(ONE_THREAD)
+    os.environ.update(thread_settings(os.environ))
     owner = os.environ.get("USBPO_OWNER", "")
     if owner and argv[:1] != ["worker"]:  # a worker watches its owner itself, without a thread
         from usbpo.errors import UsbpoError

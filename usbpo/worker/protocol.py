@@ -6,9 +6,11 @@ A stage by the warm worker takes milliseconds, and each counts: nothing is impor
 import os
 import sys
 
+from usbpo.numerics import THREADS
+
 TYPE_CHECKING = False  # typing's, without its import
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 WORKER = "USBPO_WORKER"
 """Environment variable: path of the worker's socket, as `usbpo.worker.starting.start` returned it. Empty: no worker."""
@@ -21,6 +23,16 @@ SWITCH = "USBPO_WARM"
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Set before the numerical libraries are imported, here and in the worker: both ways give the same bytes."""
+
+
+def thread_settings(environment: "Mapping[str, str]") -> dict[str, str]:
+    """What a stage's environment needs besides: one thread for the libraries, and the number of the stage's own.
+
+    That is what the environment says to the libraries before, which is how Snakemake tells a job of its threads.
+    """
+    given = environment.get(THREADS) or environment.get("OMP_NUM_THREADS", "")
+    return {**ONE_THREAD, THREADS: given if given.isdecimal() and int(given) else "1"}
+
 
 ACCEPTED, GO = b"accepted", b"\0"
 """The worker's first answer to a request, and the client's word that starts the stage. Without it nothing is started,

@@ -67,7 +67,7 @@ def run_stage(run: Run, stage: Stage, worker: str) -> int:
     sys.argv = ["usbpo", *stage.argv]
     os.environ.clear()
     os.environ.update(stage.environment)
-    os.environ.update(protocol.ONE_THREAD)
+    os.environ.update(protocol.thread_settings(stage.environment))
     time.tzset()
     os.umask(stage.mask)
     os.chdir(stage.folder)

@@ -129,6 +129,39 @@ def jobs_to_run(workflow: Any) -> list[tuple[str, dict[str, str]]]:
     return [(str(job.rule.name), dict(job.wildcards_dict)) for job in workflow.dag.needrun_jobs()]
 
 
+class CoresByRun:
+    """How many cores each run may have for itself, while Snakemake runs; it asks when a job's turn comes.
+
+    Args:
+        chain: the rules whose last jobs, one for each run, are its last that can use several threads.
+    """
+
+    def __init__(self, workflow: Any, chain: Iterable[str]) -> None:
+        self._workflow, self._chain = workflow, frozenset(chain)
+        self._last: list[Any] | None = None
+
+    def share(self) -> int:
+        """The cores by the number of runs with work left, one at least; one where jobs run elsewhere.
+
+        There a job has what its own Snakemake is told: --set-threads.
+        """
+        cores = self._workflow.resource_settings.cores
+        if not (cores and is_main(self._workflow) and runs_jobs_here(self._workflow)):
+            return 1
+        return max(1, int(cores) // max(1, self._runs_at_work()))
+
+    def _runs_at_work(self) -> int:
+        dag = self._workflow.dag
+        if self._last is None:
+            last: dict[tuple[str, ...], Any] = {}
+            for job in dag.needrun_jobs():
+                if job.rule.name in self._chain:
+                    *run, cycle = (str(job.wildcards_dict[name]) for name in ("task", "method", "seed", "cycle"))
+                    last[tuple(run)] = max(last.get(tuple(run), ("", None)), (cycle, job), key=lambda pair: pair[0])
+            self._last = [job for _, job in last.values()]
+        return sum(not dag.finished(job) for job in self._last)
+
+
 def runs_jobs_here(workflow: Any) -> bool:
     """Whether jobs run on this machine, as children of this Snakemake, and not through a batch system."""
     return bool(workflow.local_exec)

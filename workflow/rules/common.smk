@@ -120,6 +120,10 @@ def methods_with_trigger(phase2):
     return "|".join(names) or "(?!)"
 
 
+# The last of a run's stages that can use several threads.
+CORES_BY_RUN = snakemake_inside.CoresByRun(workflow, ["policy", "triggered", "triggered_fine_tuned"])
+
+
 def memory_of(stage):
     """A resource function: the megabytes that a stage takes in the cycle, or for the block, of the path."""
 
@@ -136,6 +140,15 @@ def runtime_of(stage):
         return attempt * run_of(wildcards).minutes(stage, int(wildcards.get("cycle", wildcards.get("block", 0))))
 
     return told(minutes)
+
+
+def threads_of(stage):
+    """A function of the threads of a stage: its run's share of the cores, as far as the stage can use them."""
+
+    def threads(wildcards):
+        return run_of(wildcards).threads(stage, CORES_BY_RUN.share())
+
+    return told(threads)
 
 
 def code_of(stage):

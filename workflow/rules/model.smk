@@ -14,7 +14,7 @@ rule phase1:
         layout.BENCHMARK.replace("{stage}", "phase1")
     conda:
         "../envs/usbpo.yaml"
-    threads: 1
+    threads: threads_of("phase1")
     resources:
         runtime=runtime_of("phase1"),
         mem_mb=memory_of("phase1"),
@@ -44,7 +44,7 @@ rule phase2:
         layout.BENCHMARK.replace("{stage}", "phase2")
     conda:
         "../envs/usbpo.yaml"
-    threads: 1
+    threads: threads_of("phase2")
     resources:
         runtime=runtime_of("phase2"),
         mem_mb=memory_of("phase2"),
@@ -74,7 +74,7 @@ rule rollout:
         layout.BENCHMARK.replace("{stage}", "rollout")
     conda:
         "../envs/usbpo.yaml"
-    threads: 1
+    threads: threads_of("rollout")
     resources:
         runtime=runtime_of("rollout"),
         mem_mb=memory_of("rollout"),

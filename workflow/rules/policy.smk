@@ -43,7 +43,7 @@ rule policy:
         layout.BENCHMARK.replace("{stage}", "policy")
     conda:
         "../envs/usbpo.yaml"
-    threads: 1
+    threads: threads_of("policy")
     resources:
         runtime=runtime_of("policy"),
         mem_mb=memory_of("policy"),

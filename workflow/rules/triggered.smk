@@ -27,7 +27,7 @@ rule triggered:
         cycle="(?!00000)[0-9]{5}",
     conda:
         "../envs/usbpo.yaml"
-    threads: 1
+    threads: threads_of("triggered")
     resources:
         runtime=runtime_of("triggered"),
         mem_mb=memory_of("triggered"),
