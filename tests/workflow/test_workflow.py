@@ -242,8 +242,8 @@ def test_a_run_alone_has_all_cores_and_gives_the_same_bytes(tmp_path: Path, fini
     assert made == {name: digest for name, digest in finished_tree.items() if name.startswith(OF_USBPO)}
     logs = tmp_path / OF_USBPO / "logs/00002"
     threads = {path.stem: re.findall(r" on (\d) threads, ", path.read_text()) for path in logs.glob("*.log")}
-    three, two = dict.fromkeys(["phase1", "phase2", "rollout"], ["3"]), {"policy": ["2"]}
-    assert threads == dict.fromkeys(threads, []) | three | two
+    of_stage = {"phase1": ["3"], "phase2": ["3"], "rollout": ["3"], "policy": ["2"]}
+    assert threads == {stage: of_stage.get(stage, []) for stage in threads}
 
 
 UNTRAINED = [f"{OF_MBPO}/00000/{name}" for name in ("policy.safetensors", "evaluation.h5")]
