@@ -28,8 +28,8 @@ CHUNK_ROWS = 512
 bfloat16 twice as many do."""
 
 TOGETHER = 4
-"""Members in one product of few rows in bfloat16, where a call takes an eighth of the time of a product. Two threads then
-have half of seven each."""
+"""Members in one product of few rows in bfloat16, where a call takes an eighth of the time of a product. Two threads
+then have half of seven each."""
 
 NARROWEST = 16
 """Fewest columns of an output layer as it is computed without gradients."""
