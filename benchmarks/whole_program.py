@@ -1,6 +1,6 @@
-"""The first 1,000 on-policy steps of MBPO on Hopper: this program beside mbrl-lib's whole program, one thread each.
+"""The first 1,000 on-policy steps of MBPO on Hopper: ours beside mbrl-lib's whole program, as many threads each.
 
-    python benchmarks/whole_program.py --peer-python /path/to/python [--repetitions 2] [--epochs 61]
+    python benchmarks/whole_program.py --peer-python /path/to/python [--threads 2] [--repetitions 2] [--epochs 61]
 
 The peer's Python has mbrl 0.2.0 and what it needs, which may be an environment of its own:
 
@@ -35,7 +35,8 @@ PARTS = ("model training", "model rollouts", "policy updates", "real steps", "ev
 """Evaluation is not counted."""
 OURS, PEER = "ours", "mbrl-lib"
 TASK, METHOD = "Hopper", "mbpo"
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""The environment variables by which they are told how many threads they have"""
 DIFFERENCES = """\
 Ours holds the policy fixed for the 250 steps of a cycle, mbrl-lib acts with the newest, without noise. Ours writes and
 reads every stage's files, mbrl-lib saves its model and real data after each training. 12 of the 256 rows of each of our
@@ -148,7 +149,7 @@ def mbrl_lib(settings: dict[str, Any]) -> dict[str, Any]:
     from mbrl.models import ModelTrainer
     from mbrl.third_party.pytorch_sac_pranz24 import SAC
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  (whatever of mbrl-lib draws from it)
     clock = Clock()
@@ -271,7 +272,7 @@ def peer_configuration(settings: dict[str, Any], environment: Any) -> dict[str, 
     }
 
 
-def settings_of(steps: int, epochs: int) -> dict[str, Any]:
+def settings_of(steps: int, epochs: int, threads: int) -> dict[str, Any]:
     """The numbers of our configuration that both programs are given."""
     from usbpo.experiment.loading import load_run
 
@@ -291,6 +292,7 @@ def settings_of(steps: int, epochs: int) -> dict[str, Any]:
         "rollout_schedule": [length.start_epoch, length.end_epoch, length.start_length, length.end_length],
         "steps": steps,
         "epochs": epochs,
+        "threads": threads,
     }
 
 
@@ -298,7 +300,10 @@ def measured(side: str, python: str, settings: dict[str, Any]) -> dict[str, Any]
     """What one side took, in a process and a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [python, str(Path(__file__).resolve()), "--side", side, "--settings", json.dumps(settings)]
-        done = subprocess.run(command, check=False, cwd=folder, env=os.environ | ONE_THREAD, stdout=subprocess.DEVNULL)
+        # Ours shares out its work itself; the other's is torch's own.
+        of_libraries = 1 if side == OURS else settings["threads"]
+        told = {name: str(of_libraries) for name in LIBRARIES} | {"USBPO_THREADS": str(settings["threads"])}
+        done = subprocess.run(command, check=False, cwd=folder, env=os.environ | told, stdout=subprocess.DEVNULL)
         if done.returncode:
             sys.exit(f"whole_program: {side} failed.")
         found: dict[str, Any] = json.loads((Path(folder) / "found.json").read_text(encoding="utf-8"))
@@ -314,17 +319,21 @@ def total(found: dict[str, Any]) -> list[float]:
 
 
 def table(several: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """The lines of the table: medians of wall and CPU seconds, and how they compare by CPU."""
-    yield f"{'':24}" + "".join(f"{side + ', wall':>16}{'CPU':>9}" for side in several) + f"{'ratio of CPU':>16}"
+    """The lines of the table: medians of wall and CPU seconds, and how they compare."""
+    yield (
+        f"{'':24}" + "".join(f"{side + ', wall':>16}{'CPU':>9}" for side in several) + f"{'ratio, wall':>13}{'CPU':>6}"
+    )
     rows = [*PARTS[:-1], "the rest", "all", "evaluation (not in all)"]
     for row in rows:
-        line, cpu = f"{row:24}", []
+        line, taken = f"{row:24}", []
         for runs in several.values():
             values = [total(found) if row == "all" else found["parts"][row.split(" (")[0]] for found in runs]
             wall, own = (statistics.median(value[i] for value in values) for i in (0, 1))
             line += f"{wall:14.1f} s{own:7.1f} s"
-            cpu.append(own)
-        yield line + (f"{cpu[0] / cpu[1]:16.2f}" if len(cpu) == 2 and cpu[1] > 0.05 else "")
+            taken.append((wall, own))
+        if len(taken) == 2 and taken[1][1] > 0.05:
+            line += "".join(f"{a / b:{width}.2f}" for a, b, width in zip(*taken, (13, 6), strict=True))
+        yield line
 
 
 def main() -> None:
@@ -333,6 +342,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has mbrl-lib")
     parser.add_argument("--steps", type=int, default=1000, help="on-policy steps, whole cycles")
     parser.add_argument("--epochs", type=int, default=61, help="of each training of the model, in both")
+    parser.add_argument("--threads", type=int, default=1, help="of each side")
     parser.add_argument("--repetitions", type=int, default=1)
     parser.add_argument("--side", choices=[OURS, PEER], help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
@@ -350,12 +360,12 @@ def main() -> None:
         print(f"mbrl-lib is absent from {given.peer_python}: {tried.stderr.strip().splitlines()[-1]}", file=sys.stderr)
     else:
         pythons[PEER] = given.peer_python
-    settings = settings_of(given.steps, given.epochs)
+    settings = settings_of(given.steps, given.epochs, given.threads)
     several: dict[str, list[dict[str, Any]]] = {side: [] for side in pythons}
     for repetition in range(given.repetitions):
         for side in list(pythons)[:: -1 if repetition % 2 else 1]:
             several[side].append(measured(side, pythons[side], settings))
-    print(f"{machine().rsplit(',', 1)[0]}; medians of {given.repetitions} by turns, one thread each")
+    print(f"{machine().rsplit(',', 1)[0]}; medians of {given.repetitions} by turns, {given.threads} threads each")
     print(f"{TASK}, {METHOD}, {given.steps} steps after {settings['random_steps']} random ones")
     for side, runs in several.items():
         print(f"{side}: {', '.join(f'{count:,} {what}' for what, count in runs[0]['counts'].items())}")

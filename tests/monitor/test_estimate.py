@@ -18,7 +18,7 @@ from usbpo.experiment.run import Run
 from usbpo.experiment.sizes import Sizes
 from usbpo.experiment.yaml_files import read_yaml
 from usbpo.monitor.costs import MODEL_MLE, POLICY, ROLLOUTS, bytes_by_size, costs_of
-from usbpo.monitor.estimate import estimate, print_plan, work_of
+from usbpo.monitor.estimate import Chain, estimate, print_plan, work_of
 
 
 def plan_of(**changes: object) -> Plan:
@@ -160,6 +160,40 @@ def test_a_stage_that_took_twice_the_calculated_time_will_do_so_in_later_cycles(
     (line,), (bare,) = estimate(plan, tmp_path), estimate(plan, tmp_path / "empty")
     assert line.seconds - bare.seconds == pytest.approx(sum(seconds(cycle) for cycle in range(1, 41)))
     assert line.measured[True] == 40
+
+
+def test_what_a_stage_took_on_several_threads_counts_as_one_threads(tmp_path: Path) -> None:
+    """So that the next run, with its own number of threads, is told rightly."""
+    plan = plan_of(methods=["test-mbpo"], steps=1200)
+    (run,) = plan.cycles
+    for cycle in (1, 2):
+        write_benchmark(tmp_path, run, "phase1", cycle, 6.0)
+        log = tmp_path / f"data/runs/{run.name}/logs/{cycle:05d}/phase1.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("4 epochs\nphase1: took 6.00 s on 2 threads, 10.00 s of CPU, at most 300 MiB of memory\n")
+    work = work_of(run, [], tmp_path)
+    assert work.seconds("phase1", 1) + work.seconds("phase1", 2) == pytest.approx(20.0)
+
+
+def test_a_run_that_has_several_cores_for_itself_takes_less_time() -> None:
+    config = plan_of(methods=["usbpo"], tasks=["Hopper"], steps=1000).cycles.popitem()[0].config
+    chain = Chain(config, {"phase1": 100.0, "policy": 50.0, "collect": 10.0})
+    taken = [chain.take(cores) for cores in (1, 2, 4, 7, 16)]
+    assert taken[0] == pytest.approx(160.0)
+    assert 0.5 * taken[0] < taken[1] < 0.75 * taken[0]
+    assert taken[1] > taken[2] > taken[3] == taken[4], "seven members, and no more"
+    on_gpu = Chain(config.model_copy(update={"device": "cuda"}), {"phase1": 100.0})
+    assert on_gpu.take(4) == pytest.approx(100.0)
+
+
+def test_the_plan_says_what_cores_a_run_has_for_itself(tmp_path: Path) -> None:
+    def said(cores: int) -> str:
+        text = io.StringIO()
+        print_plan(plan_of(steps=1200), cores, tmp_path, Console(file=text, width=200))
+        return " ".join(text.getvalue().split())
+
+    assert "where it has" not in said(3), "two runs"
+    assert "where it has 4 of them" in said(8)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The networks of the ensemble, forward and backward, in buffers of their own: nearly all that training a model costs.
 
 What is computed stands in `ensemble.raw_outputs` and `ensemble.negative_log_likelihood`; autograd gives the same
-gradients from them, to rounding (`tests/model/test_passes.py`), and costs more (`docs/performance-model.md`).
+gradients from them, to rounding (`tests/model/test_passes.py`), and costs more (`docs/performance.md`).
 Everything here runs on the device and in the precision of the parameters, reads nothing on the host, and so can be
 captured.
 
