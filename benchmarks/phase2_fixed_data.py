@@ -32,7 +32,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from math import exp, log
 from pathlib import Path
@@ -57,13 +57,12 @@ from usbpo.experiment.run import Run
 from usbpo.experiment.sections import Phase2Keys
 from usbpo.model.ensemble import KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, predict
 from usbpo.model.passes import number_type
-from usbpo.model.theory import w2_to_point
 from usbpo.model.wasserstein import Objective, distances_to_others, drawn, w2
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 from usbpo.stages.phase1 import phase1
-from usbpo.stages.phase2 import Compared, FineTuning, Rows, draw_members, fine_tune
+from usbpo.stages.phase2 import Compared, FineTuning, Rows, Sampled, draw_members, fine_tune, with_real
 from usbpo.stages.theory import Rows as MeasuredRows
 from usbpo.stages.theory import error_by_depth, measure
 
@@ -230,54 +229,8 @@ class Standardised(FineTuning):
         return Objective(w2(*first, *one).mean(), distances_to_others(*one, *star, members).mean() / (len(mean) - 1))
 
 
-@dataclass(frozen=True)
-class Halves(Rows):
-    """Rows for the shift, then as many rows of D_env for the bias."""
-
-    outcomes: Tensor
-    """(reward, s' − s) of the latter as recorded, (rows / 2, dim)"""
-
-
-class Sampled(FineTuning):
-    """What was recorded of D_env are samples of M*: bias is the W2 between member j of M2 and the Dirac there.
-
-    The shift is on the first half of the rows, the bias on the second. The recorded outcomes travel where the outputs
-    of the members that stand for M* do.
-    """
-
-    def compared(self, rows: Rows) -> Compared:
-        """As there, with the outcomes."""
-        assert isinstance(rows, Halves)
-        found = super().compared(rows)
-        assert found.m_star is not None
-        half, dim = rows.outcomes.shape
-        found.m_star.zero_()[:, half:, :dim] = rows.outcomes
-        return found
-
-    def between(self, m1: Tensor, m2: Tensor, members: Tensor, m_star: Tensor | None, bounds: Params) -> Objective:
-        """As there."""
-        assert m_star is not None
-        first, (mean, std) = gaussian(self.m1.params, m1), _drawn(gaussian(bounds, m2), members)
-        half = len(mean) // 2
-        outcomes = m_star[0, half:, : mean.shape[1]]
-        shift = w2(first[0][:half], first[1][:half], mean[:half], std[:half])
-        return Objective(shift.mean(), w2_to_point(mean[half:], std[half:], outcomes).mean())
-
-
 def _drawn(all_members: Gaussians, members: Tensor) -> Gaussians:
     return drawn(all_members[0], members), drawn(all_members[1], members)
-
-
-def _with_real(rows: Rows, data: ModelData) -> Halves:
-    """The rows and, with the same members, as many of real data."""
-    obs_dim = rows.observations.shape[1]
-    return Halves(
-        torch.cat([rows.observations, data.inputs[:, :obs_dim]]),
-        torch.cat([rows.actions, data.inputs[:, obs_dim:]]),
-        rows.members1.repeat(2),
-        rows.members2.repeat(2),
-        data.targets,
-    )
 
 
 class Variant(NamedTuple):
@@ -305,7 +258,7 @@ VARIANTS = {
     "fixed-standardised": Variant(_standardised),
     "fixed-300-steps": Variant(_fixed, {"max_steps": 300}),
     "fixed-3e-4": Variant(_fixed, {"learning_rate": 3e-4}),
-    "samples": Variant(lambda given, m1, m2: Sampled(m1, m2, "as_written", "fixed")),
+    "samples": Variant(lambda given, m1, m2: Sampled(m1, m2)),
 }
 
 
@@ -337,7 +290,7 @@ def fine_tuned(given: Given, m1: Ensemble, m2: Ensemble, variant: str) -> Tuned:
         rows = Rows(observations[index], actions[index], *draw_members(members, keys.batch_size, generator))
         if not isinstance(tuning, Sampled):
             return rows
-        return _with_real(rows, training.rows(torch.randint(len(training.inputs), index.shape, generator=samples)))
+        return with_real(rows, training.rows(torch.randint(len(training.inputs), index.shape, generator=samples)))
 
     watched = given.holdout.rows(torch.randint(len(given.holdout_rows), (keys.validation_rows,), generator=generator))
     inputs, obs_dim = watched.inputs, m2.architecture.obs_dim
@@ -347,7 +300,7 @@ def fine_tuned(given: Given, m1: Ensemble, m2: Ensemble, variant: str) -> Tuned:
     values, best_step, _ = fine_tune(
         tuning,
         draw,
-        tuning.compared(_with_real(validation, watched) if sampled else validation),
+        tuning.compared(with_real(validation, watched) if sampled else validation),
         batch_size=keys.batch_size * (1 + sampled),
         **keys.model_dump(include={"learning_rate", "max_steps", "min_improvement", "patience", "terms"}),
     )

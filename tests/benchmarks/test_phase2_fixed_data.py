@@ -11,6 +11,7 @@ from helpers.workflow import MBPO, REPO, USBPO, finished_workspace
 
 from usbpo.errors import UsbpoError
 from usbpo.model import ensemble
+from usbpo.stages.phase2 import phase2
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 import phase2_fixed_data as benchmark  # type: ignore[import-not-found]
@@ -68,6 +69,24 @@ def test_a_fixed_stand_in_lowers_its_objective_as_the_stage_does(
     for name in ("params", "mle", "finetune"):
         one, other = getattr(made, name), getattr(expected, name)
         assert one.keys() == other.keys()
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items()), name
+
+
+def test_recorded_samples_of_m_star_are_those_of_the_stage(recorded: Recorded, tmp_path: Path) -> None:
+    run, paths = recorded.run, recorded.paths
+    keys = {**recorded.phase2.model_dump(), **run.config.phase1.model_dump(include={"holdout_ratio", "holdout_limit"})}
+    (m1,), (mle,) = paths(run.models(1)), paths(run.models(2))
+    output = tmp_path / "model.safetensors"
+    phase2(
+        data=paths(run.real_data(2)), rollouts=paths(run.model_data_before(2)), model_mle=mle, previous_model=m1,
+        output=output, metrics=tmp_path / "phase2.json", seed=0, cycle=2, **{**keys, "stand_in": "samples"},
+    )  # fmt: skip
+    found = chain(recorded, "samples", [2], tmp_path, SIZES)
+    (_, made), (_, expected) = (
+        ensemble.load(path) for path in (found.path.with_suffix("") / "00002.safetensors", output)
+    )
+    for name in ("params", "finetune"):
+        one, other = getattr(made, name), getattr(expected, name)
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items()), name
 
 
@@ -157,7 +176,7 @@ def test_samples_of_m_star_are_recorded_outcomes(recorded: Recorded) -> None:
     tuning = VARIANTS["samples"].tuning(given, m1, m2)
     data, members = given.data.rows(given.training_rows[:7]), torch.tensor([0, 1, 2, 0, 1, 2, 0])
     rows = benchmark.Rows(data.inputs[:, :4], data.inputs[:, 4:], members, members)
-    found = tuning.objective(tuning.compared(benchmark._with_real(rows, data)))
+    found = tuning.objective(tuning.compared(benchmark.with_real(rows, data)))
     as_shift = benchmark.FineTuning(m1, m2, "as_written", "moving")
     assert float(found.shift) == pytest.approx(float(as_shift.objective(as_shift.compared(rows)).shift), rel=1e-6)
     mean, std = ensemble.predict(m2, m2.params, rows.observations, rows.actions)

@@ -825,6 +825,11 @@ SENTENCES: list[tuple[str, dict[str, Any] | str, str]] = [
     ),
     (
         "algorithms/mine",
+        {"base": "usbpo-samples", "phase2": {"loss": "as_released"}},
+        "mine.yaml: phase2: loss: as_released has a stand-in that moves along; set stand_in: moving beside it.",
+    ),
+    (
+        "algorithms/mine",
         {"base": "usbpo", "phase2": {"loss": "as_released"}},
         "mine.yaml: phase2: loss: as_released has a stand-in that moves along; set stand_in: moving beside it.",
     ),

@@ -32,9 +32,9 @@ from usbpo.model.passes import Forward
 from usbpo.model.wasserstein import Objective
 from usbpo.numerics.optimizer import Adam, Params, copied, new_moments
 from usbpo.stages import phase2 as stage
-from usbpo.stages.model_data import model_data, split_holdout
+from usbpo.stages.model_data import ModelData, model_data, split_holdout
 from usbpo.stages.phase1 import phase1
-from usbpo.stages.phase2 import Compared, Descent, FineTuning, Rows, draw_members, fine_tune, phase2
+from usbpo.stages.phase2 import Compared, Descent, FineTuning, Halves, Rows, draw_members, fine_tune, phase2
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 import plain_model  # type: ignore[import-not-found]
@@ -489,6 +489,43 @@ def test_the_gradient_does_not_reach_a_stand_in_that_is_fixed(
             assert found["fixed"][name][0].abs().sum() > 0
             assert found["fixed"][name][1:].abs().sum() == 0
             assert found["moving"][name][1:].abs().sum() > 0
+
+
+def test_recorded_outcomes_are_samples_of_m_star(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shift is that of the same rows and members as ever; the bias is W2 to the Diracs at what was recorded."""
+    seen: list[Halves] = []
+    original = stage.with_real
+
+    def recording(rows: Rows, data: ModelData) -> Halves:
+        seen.append(original(rows, data))
+        return seen[-1]
+
+    monkeypatch.setattr(stage, "with_real", recording)
+    _, m2 = ensembles.load(inputs.m2)
+    model, metrics = inputs.run(tmp_path / "samples", stand_in="samples")
+    _, fixed = inputs.run(tmp_path / "fixed")
+    assert metrics["before"]["shift"] == pytest.approx(fixed["before"]["shift"], rel=1e-6)
+    watched, *steps = seen
+    for params, told in ((m2.params, metrics["before"]), (model.params, metrics["after"])):
+        mean, std = predict(m2, params, watched.observations[48:], watched.actions[48:])
+        reached = watched.outcomes.clone()
+        reached[:, 1:] += watched.observations[48:]
+        distances = [
+            ((mean[j, row] - reached[row]).square().sum() + std[j, row].square().sum()).sqrt()
+            for row, j in enumerate(watched.members2[48:].tolist())
+        ]
+        assert told["bias"] == pytest.approx(float(torch.stack(distances).mean()), rel=1e-4)
+    assert metrics["after"]["sum"] < metrics["before"]["sum"]
+    real = model_data(transitions.read_all([inputs.data])[1])
+    training, holdout = split_holdout(200, 0, 2, 0.2, 5000)
+    for rows, half, indices in ((watched, 48, holdout), (steps[0], 64, training)):
+        pairs = torch.cat([rows.observations[half:], rows.actions[half:], rows.outcomes], dim=1)
+        known = torch.cat([real.inputs[indices], real.targets[indices]], dim=1)
+        assert all((known == pair).all(dim=1).any() for pair in pairs)
+        assert torch.equal(rows.members2[:half], rows.members2[half:])
+    assert len(torch.unique(torch.stack([step.outcomes[0] for step in steps]), dim=0)) > 1, "other rows in each step"
 
 
 def test_the_shift_alone_is_the_same_whatever_stands_for_m_star(inputs: Inputs, tmp_path: Path) -> None:

@@ -201,7 +201,10 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("triggered", "--phase2"): [
         ('{"loss":"as_released"}', "as_released has a stand-in that moves along; set stand_in: moving beside it"),
-        ('{"stand_in":"still"}', "'--phase2.stand_in' must be 'fixed' or 'moving', but is 'still'; mend the value"),
+        (
+            '{"stand_in":"still"}',
+            "'--phase2.stand_in' must be 'fixed', 'moving' or 'samples', but is 'still'; mend the value",
+        ),
     ],
     ("triggered", "--trigger"): [
         (
@@ -240,7 +243,9 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("as_told", "'--loss' must be 'as_written' or 'as_released', but is 'as_told'; mend the value"),
         ("as_released", "loss: as_released has a stand-in that moves along; set stand_in: moving beside it"),
     ],
-    ("phase2", "--stand-in"): [("still", "'--stand-in' must be 'fixed' or 'moving', but is 'still'; mend the value")],
+    ("phase2", "--stand-in"): [
+        ("still", "'--stand-in' must be 'fixed', 'moving' or 'samples', but is 'still'; mend the value")
+    ],
     ("phase2", "--learning-rate"): [("1e30", "cycle 2: phase 2 diverged, .*; lower phase2.learning_rate")],
     ("rollout", "--model"): [("bad/hopper-model.safetensors", OF_HOPPER), (ROLLOUTS, NOT_SAFETENSORS)],
     ("rollout", "--policy"): [("bad/seed-1-policy.safetensors", OF_SEED_1)],

@@ -23,7 +23,7 @@ TASKS = (
 )
 METHODS = (
     *("usbpo", "mbpo", "cmlo", "sac"),
-    *("usbpo-moving", "usbpo-shift", "usbpo-bias", "usbpo-as-released", "mbpo-lr1e-4"),
+    *("usbpo-moving", "usbpo-samples", "usbpo-shift", "usbpo-bias", "usbpo-as-released", "mbpo-lr1e-4"),
 )
 TINY_TASK = {
     "schedule": {"random_steps": 60, "epoch_steps": 60, "model_train_freq": 30},
@@ -160,7 +160,7 @@ def test_a_method_adds_to_its_base_only_what_makes_it_one(method: str) -> None:
     allowed = {
         "usbpo": {"phase2"}, "cmlo": {"schedule", "trigger"}, "sac": {"model", "policy"}, "usbpo-shift": {"phase2"},
         "usbpo-bias": {"phase2"}, "usbpo-as-released": {"phase2"}, "usbpo-moving": {"phase2"},
-        "mbpo-lr1e-4": {"phase1"},
+        "usbpo-samples": {"phase2"}, "mbpo-lr1e-4": {"phase1"},
     }  # fmt: skip
     if method != "mbpo":
         assert keys == allowed[method]

@@ -55,7 +55,7 @@ def seconds(sizes: Sizes, stage: str, cycle: int) -> float:
             return epochs * sizes.real_rows(cycle) * 6 * sizes.ensemble / OPERATIONS + real
         case "phase2":  # three predictions of all members and their gradient
             phase2 = config.phase2
-            rows = phase2.max_steps * phase2.batch_size if phase2 else 0
+            rows = phase2.max_steps * phase2.batch_size * (1 + (phase2.stand_in == "samples")) if phase2 else 0
             return rows * 18 * sizes.ensemble / OPERATIONS + real + _joined(sizes, cycle - 1)
         case "rollout":
             return sizes.rollout_rows(cycle) * 4 * sizes.ensemble / OPERATIONS + real

@@ -264,8 +264,9 @@ class Phase2Keys(Section):
     terms: Literal["shift+bias", "shift", "bias"] = key(
         "Which terms of the objective are minimised.", "name", "ablations of USB-PO", "shift+bias"
     )
-    stand_in: Literal["fixed", "moving"] = key(
-        "What stands for M* in the bias, the other members of M2: as phase 1 left them, or moving along in training.",
+    stand_in: Literal["fixed", "moving", "samples"] = key(
+        "What stands for M* in the bias: the other members of M2 as phase 1 left them, the same as they move along in "
+        "training, or what was recorded of D_env (for tasks without noise).",
         "name",
         OURS,
         "fixed",
@@ -273,7 +274,7 @@ class Phase2Keys(Section):
 
     @model_validator(mode="after")
     def _the_released_loss_moves(self) -> "Phase2Keys":
-        if self.loss == "as_released" and self.stand_in == "fixed":
+        if self.loss == "as_released" and self.stand_in != "moving":
             raise ValueError("loss: as_released has a stand-in that moves along; set stand_in: moving beside it")
         return self
 

@@ -71,7 +71,7 @@ def calibrate(sizes: Sizes) -> Speeds:
     minibatch = _minibatch(made, config.phase1.batch_size, products)
     share = 0.0
     if config.phase2 is not None:  # a step beside a minibatch, for each row; a fixed stand-in is one more prediction
-        row = 1.6 if config.phase2.stand_in == "fixed" else 1.25
+        row = {"fixed": 1.6, "moving": 1.25, "samples": 2.5}[config.phase2.stand_in]
         share = row * config.phase2.batch_size / config.phase1.batch_size
     return Speeds(update, step, file, byte, minibatch, _model_step(made, products), share * minibatch)
 

@@ -36,6 +36,7 @@ NAMES = {
     "cmlo": "CMLO",
     "sac": "SAC",
     "usbpo-moving": "USB-PO, moving M*",
+    "usbpo-samples": "USB-PO, samples of M*",
     "usbpo-shift": "USB-PO, shift only",
     "usbpo-bias": "USB-PO, bias only",
     "usbpo-as-released": "USB-PO as released",

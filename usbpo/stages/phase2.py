@@ -14,12 +14,13 @@ from usbpo.artifacts.header import parameters_of
 from usbpo.errors import UsbpoError
 from usbpo.model.ensemble import BOUNDS, KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, standardise
 from usbpo.model.passes import Forward, Passes, number_type
-from usbpo.model.wasserstein import Objective, as_released, as_written
+from usbpo.model.theory import w2_to_point
+from usbpo.model.wasserstein import Objective, as_released, as_written, drawn, w2
 from usbpo.numerics import device as devices
 from usbpo.numerics.device import captured
 from usbpo.numerics.optimizer import Adam, Params, copied, trainable
 from usbpo.numerics.seeding import torch_generator
-from usbpo.stages.model_data import model_data, split_holdout
+from usbpo.stages.model_data import ModelData, model_data, split_holdout
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class FineTuning:
     """M1, M2 in training, what stands for M*, and the form of the objective between them.
 
     M* is a constant (poster eq 3). So what stands for it is M2 as it is given, which stands still (`fixed`); the
-    released code has M2's own members, which move along (`moving`).
+    released code has M2's own members, which move along (`moving`). `Sampled` has what was recorded of M* itself.
 
     What is compared are the Gaussians of (reward, s' − s): all those of a row lie nearer to the origin by the same s
     than the ones of (reward, s'), and so their distances are the same.
@@ -70,13 +71,16 @@ class FineTuning:
 
     def compared(self, rows: Rows) -> Compared:
         """What M1 and a stand-in for M* that stands still say of the rows, which are constants."""
-        inputs = torch.cat([rows.observations, rows.actions], dim=1)
-        # The released code backs up M1's weights alone: it shares M2's scaler and log-variance bounds.
-        first = self._m1_networks.one_member_each(
-            rows.members1, standardise(self.m2 if self.released else self.m1, inputs)
-        )
+        inputs, first = self._of_m1(rows)
         own = standardise(self.m2, inputs)
         return Compared(own, first, rows.members2, self._m_star_networks.all_members(own) if self.fixed else None)
+
+    def _of_m1(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The rows as inputs, (rows, obs_dim + act_dim), and what M1 says of them."""
+        inputs = torch.cat([rows.observations, rows.actions], dim=1)
+        # The released code backs up M1's weights alone: it shares M2's scaler and log-variance bounds.
+        own = standardise(self.m2 if self.released else self.m1, inputs)
+        return inputs, self._m1_networks.one_member_each(rows.members1, own)
 
     def objective(self, rows: Compared) -> Objective:
         """Shift and bias on the rows."""
@@ -98,6 +102,55 @@ class FineTuning:
         if self.released:
             return as_released(first, second, members)
         return as_written(first, second, members, None if m_star is None else gaussian(self.m_star, m_star))
+
+
+@dataclass(frozen=True)
+class Halves(Rows):
+    """State-action pairs of D_model for the shift, then as many of D_env for the bias."""
+
+    outcomes: Tensor
+    """(reward, s' − s) of the latter as recorded, (rows / 2, obs_dim + 1)"""
+
+
+class Sampled(FineTuning):
+    """What was recorded of D_env are samples of M*: bias is W2 between the member j of M2 and the Dirac there.
+
+    The shift is on the first half of the rows, the bias on the second. The recorded outcomes travel where the outputs
+    of the members that stand for M* do.
+    """
+
+    def __init__(self, m1: Ensemble, m2: Ensemble) -> None:
+        super().__init__(m1, m2, "as_written", "fixed")
+
+    def compared(self, rows: Rows) -> Compared:
+        """As there, with the outcomes."""
+        assert isinstance(rows, Halves)
+        inputs, first = self._of_m1(rows)
+        half, dim = rows.outcomes.shape
+        m_star = first.new_zeros(len(self.m2.params["weight.0"]), *first.shape)
+        m_star[:, half:, :dim] = rows.outcomes
+        return Compared(standardise(self.m2, inputs), first, rows.members2, m_star)
+
+    def between(self, m1: Tensor, m2: Tensor, members: Tensor, m_star: Tensor | None, bounds: Params) -> Objective:
+        """As there."""
+        assert m_star is not None
+        first, (mean, std) = gaussian(self.m1.params, m1), (drawn(of, members) for of in gaussian(bounds, m2))
+        half = len(mean) // 2
+        shift = w2(first[0][:half], first[1][:half], mean[:half], std[:half])
+        bias = w2_to_point(mean[half:], std[half:], m_star[0, half:, : mean.shape[1]])
+        return Objective(shift.mean(), bias.mean())
+
+
+def with_real(rows: Rows, data: ModelData) -> Halves:
+    """The rows and, with the same members, as many of D_env."""
+    obs_dim = rows.observations.shape[1]
+    return Halves(
+        torch.cat([rows.observations, data.inputs[:, :obs_dim]]),
+        torch.cat([rows.actions, data.inputs[:, obs_dim:]]),
+        rows.members1.repeat(2),
+        rows.members2.repeat(2),
+        data.targets,
+    )
 
 
 class Descent:
@@ -246,7 +299,7 @@ def phase2(
 
     members = m2.architecture.members
     generator = torch_generator(seed, number, "phase2", place)
-    tuning = FineTuning(m1, m2, loss, stand_in)
+    tuning = Sampled(m1, m2) if stand_in == "samples" else FineTuning(m1, m2, loss, stand_in)
     # The released code draws the members once, when it builds its graph, one for each place in a batch.
     once = torch_generator(seed, 0, "phase2_members", place) if tuning.released else None
     if once is not None:
@@ -259,17 +312,25 @@ def phase2(
             return fixed[0][:rows], fixed[1][:rows]
         return draw_members(members, rows, generator)
 
+    training_rows, holdout_rows = split_holdout(len(real), seed, number, holdout_ratio, holdout_limit)
+    holdout = model_data(real).rows(holdout_rows).to(place)
+    training = model_data(real).rows(training_rows).to(place)
+    sampled, samples = isinstance(tuning, Sampled), torch_generator(seed, number, "phase2_samples", place)
+
     def draw() -> Rows:
         index = torch.randint(len(observations), (batch_size,), generator=generator, device=place)
-        return Rows(observations[index], actions[index], *draw_for(batch_size))
+        rows = Rows(observations[index], actions[index], *draw_for(batch_size))
+        if not sampled:
+            return rows
+        of_real = torch.randint(len(training.inputs), index.shape, generator=samples, device=place)
+        return with_real(rows, training.rows(of_real))
 
-    _, holdout_rows = split_holdout(len(real), seed, number, holdout_ratio, holdout_limit)
-    holdout = model_data(real).rows(holdout_rows).to(place)
     watched = torch.randint(len(holdout_rows), (validation_rows,), generator=generator, device=place)
     obs_dim = m2.architecture.obs_dim
     validation_inputs = holdout.inputs[watched]
     drawn_inputs = validation_inputs[:, :obs_dim], validation_inputs[:, obs_dim:]
-    validation = tuning.compared(Rows(*drawn_inputs, *draw_for(validation_rows)))
+    validation_on = Rows(*drawn_inputs, *draw_for(validation_rows))
+    validation = tuning.compared(with_real(validation_on, holdout.rows(watched)) if sampled else validation_on)
 
     mse_before = holdout_mse(m2, m2.params, holdout.inputs, holdout.targets)
     before = _described(tuning, validation)
@@ -278,7 +339,7 @@ def phase2(
         draw,
         validation,
         learning_rate=learning_rate,
-        batch_size=batch_size,
+        batch_size=batch_size * (1 + sampled),
         max_steps=max_steps,
         min_improvement=min_improvement,
         patience=patience,
