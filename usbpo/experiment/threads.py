@@ -5,8 +5,8 @@ from usbpo.experiment.run_config import RunConfig
 CRITICS = 2
 """Which is how many pieces most of a policy update consists of"""
 
-SHARED = {"phase1": 0.9, "phase2": 0.9, "rollout": 0.9, "policy": 0.6}
-"""Share of the time of each stage that its threads have in common (docs/performance.md)"""
+SHARED = {"phase1": 0.76, "phase2": 0.79, "rollout": 0.8, "policy": 0.44}
+"""Share of each stage's time that threads divide, by what two of them save of a whole stage (docs/performance.md)"""
 
 
 def most(config: RunConfig, stage: str) -> int:
