@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.worker import Room, children, wait_until
 
-from usbpo.numerics import THREADS
+from usbpo.numerics import threads
 from usbpo.worker import client, protocol
 from usbpo.workspace import lifetime
 
@@ -72,7 +72,7 @@ print(json.dumps({
         "sys.argv": ["usbpo", *argv],
         "stdin": "given",
         "cwd": str(tmp_path),
-        "env": environment | protocol.ONE_THREAD | {THREADS: "8"},
+        "env": environment | protocol.ONE_THREAD | {threads.TOLD: "8"},
         "mask": 0o027,
         "leader": True,
         "blocked": [],

@@ -2,7 +2,6 @@
 
 import inspect as introspection
 import json
-import os
 import re
 import resource
 import time
@@ -30,7 +29,6 @@ from usbpo.experiment.sections import (
     TheoryKeys,
 )
 from usbpo.experiment.sentences import sentence
-from usbpo.numerics import THREADS
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "initialise": (PolicyKeys,),
@@ -90,7 +88,7 @@ def verb(stage: str) -> Callable[..., None]:
 
         torch.set_num_threads(1)
         started, cpu_started = time.perf_counter(), time.process_time()
-        number = int(os.environ.get(THREADS, "1"))
+        number = threads.told()
         with threads.using(number):
             function(**arguments)
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started

@@ -5,6 +5,7 @@ bit; nor is it a parameter of a stage. torch's own threads divide single product
 another order, and give too little to each where matrices are as small as here.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from threading import Event
 from typing import Generic, TypeVar
 
 import torch
+
+TOLD = "USBPO_THREADS"
+"""Environment variable, which client and warm worker set for a stage: how many threads it has"""
 
 Piece = TypeVar("Piece")
 Buffers = TypeVar("Buffers")
@@ -26,6 +30,11 @@ class _Team:
 
 
 _team = _Team()
+
+
+def told() -> int:
+    """How many threads this process has been told to use: one where nobody says."""
+    return int(os.environ.get(TOLD, "1"))
 
 
 def count() -> int:

@@ -6,8 +6,6 @@ A stage by the warm worker takes milliseconds, and each counts: nothing is impor
 import os
 import sys
 
-from usbpo.numerics import THREADS
-
 TYPE_CHECKING = False  # typing's, without its import
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,6 +21,10 @@ SWITCH = "USBPO_WARM"
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Set before the numerical libraries are imported, here and in the worker: both ways give the same bytes."""
+
+
+THREADS = "USBPO_THREADS"
+"""Environment variable: how many threads a stage shares its work out to; `usbpo.numerics.threads` reads it."""
 
 
 def thread_settings(environment: "Mapping[str, str]") -> dict[str, str]:
