@@ -33,6 +33,7 @@ from torch import Tensor
 
 from usbpo.agent import sac
 from usbpo.environments.terminations import hopper
+from usbpo.model import fine_tuning
 from usbpo.model.ensemble import (
     Architecture,
     Ensemble,
@@ -47,7 +48,7 @@ from usbpo.model.likelihood import LikelihoodStep, decay_by_name
 from usbpo.model.passes import PRECISIONS, number_type
 from usbpo.numerics import device as devices
 from usbpo.numerics.optimizer import Adam, Params, copied, moved
-from usbpo.stages import phase1, phase2
+from usbpo.stages import phase1
 from usbpo.stages.rollout import roll_out
 
 OBS_DIM, ACT_DIM, MEMBERS, ELITES, LAYERS, WIDTH = 11, 3, 7, 5, 4, 200
@@ -103,7 +104,7 @@ class Setting:
             fit_scaler(model, numbers[first:])
         starts = 0.05 * torch.randn(STARTS, OBS_DIM, generator=generator)
         starts[:, 0] = 1.2  # a hopper that stands
-        drawn = phase2.draw_members(MEMBERS, BATCH, generator)
+        drawn = fine_tuning.draw_members(MEMBERS, BATCH, generator)
         self.index = torch.randint(REAL_ROWS, (MEMBERS, MINIBATCH), generator=generator).to(device)
         self.members = torch.randint(ELITES, (STARTS,), generator=generator).to(device)
         self.m1, self.m2 = (_converted(model, dtype).to(device, products) for model in (self.m1, self.m2))
@@ -112,7 +113,7 @@ class Setting:
         self.starts = starts.to(device, dtype)
         self.actions = torch.rand(STARTS, ACT_DIM, generator=generator).to(device, dtype)
         rows = self.inputs[:BATCH]
-        self.rows = phase2.Rows(rows[:, :OBS_DIM], rows[:, OBS_DIM:], drawn[0].to(device), drawn[1].to(device))
+        self.rows = fine_tuning.Rows(rows[:, :OBS_DIM], rows[:, OBS_DIM:], drawn[0].to(device), drawn[1].to(device))
         self.generator = torch.Generator(device).manual_seed(0)
 
 
@@ -154,18 +155,18 @@ def works(on: Setting) -> list[Work]:
 
     # Phase 2: M1 on the rows, a step, and the value on the validation rows, for which M1 is remembered.
     for form in FORMS:
-        tuning = phase2.FineTuning(on.m1, on.m2, *form)
+        tuning = fine_tuning.FineTuning(on.m1, on.m2, *form)
         adam = Adam(tuning.params, 1e-4)
-        descent = phase2.Descent(tuning, adam, BATCH, "shift+bias")
+        descent = fine_tuning.Descent(tuning, adam, BATCH, "shift+bias")
         remembered = tuning.compared(on.rows)
 
-        def value(tuning: phase2.FineTuning = tuning, remembered: phase2.Compared = remembered) -> Tensor:
+        def value(tuning: fine_tuning.FineTuning = tuning, remembered: fine_tuning.Compared = remembered) -> Tensor:
             return tuning.objective(remembered).of("shift+bias")
 
         watched = devices.captured(value, on.device)
 
         def whole(
-            step: Callable[[], object], watch: Callable[[], Tensor], tuning: phase2.FineTuning = tuning
+            step: Callable[[], object], watch: Callable[[], Tensor], tuning: fine_tuning.FineTuning = tuning
         ) -> Callable[[], float]:
             def run() -> float:
                 step()
@@ -173,10 +174,10 @@ def works(on: Setting) -> list[Work]:
 
             return run
 
-        def ours(tuning: phase2.FineTuning = tuning, descent: phase2.Descent = descent) -> None:
+        def ours(tuning: fine_tuning.FineTuning = tuning, descent: fine_tuning.Descent = descent) -> None:
             descent.step(tuning.compared(on.rows))
 
-        def eager(tuning: phase2.FineTuning = tuning, descent: phase2.Descent = descent) -> None:
+        def eager(tuning: fine_tuning.FineTuning = tuning, descent: fine_tuning.Descent = descent) -> None:
             tuning.compared(on.rows)
             descent.once()
 
@@ -322,9 +323,9 @@ def agreement(on: Setting) -> Iterable[str]:
     LikelihoodStep(adam.params, adam, on.inputs, on.targets, MINIBATCH, PENALTY, on.m2.products).take(on.index)
     yield told("gradient of phase 1", adam.gradients, likelihood)
     for form in FORMS:
-        tuning = phase2.FineTuning(on.m1, on.m2, *form)
+        tuning = fine_tuning.FineTuning(on.m1, on.m2, *form)
         adam = Adam(tuning.params, 0.0)
-        phase2.Descent(tuning, adam, BATCH, "shift+bias").step(tuning.compared(on.rows))
+        fine_tuning.Descent(tuning, adam, BATCH, "shift+bias").step(tuning.compared(on.rows))
         yield told(f"gradient of phase 2, {said(form)}", adam.gradients, partial(objective, form=form))
     found = predict_one_member(on.m2, on.members, on.starts, on.actions)
     with torch.no_grad():
@@ -341,9 +342,9 @@ def _same_bits(on: Setting) -> bool:
     for graph in (True, False):
         adam = Adam(copied(on.m2.params), 1e-3)
         step = LikelihoodStep(adam.params, adam, on.inputs, on.targets, MINIBATCH, PENALTY, on.m2.products)
-        tuning = phase2.FineTuning(on.m1, on.m2, *FORMS[0])
+        tuning = fine_tuning.FineTuning(on.m1, on.m2, *FORMS[0])
         tuned = Adam(tuning.params, 1e-4)
-        descent = phase2.Descent(tuning, tuned, BATCH, "shift+bias")
+        descent = fine_tuning.Descent(tuning, tuned, BATCH, "shift+bias")
         step.take(on.index)
         descent.step(tuning.compared(on.rows))
         for _ in range(4):
@@ -376,8 +377,8 @@ def whole_phases(on: Setting, repetitions: int) -> Iterable[str]:
     ends: dict[tuple[str, str], tuple[float, float]] = {}
 
     def fine_tune(form: tuple[str, str]) -> None:
-        tuning = phase2.FineTuning(on.m1, _converted(on.m2, torch.float32), *form)
-        values, best, _ = phase2.fine_tune(
+        tuning = fine_tuning.FineTuning(on.m1, _converted(on.m2, torch.float32), *form)
+        values, best, _ = fine_tuning.fine_tune(
             tuning, lambda: on.rows, tuning.compared(on.rows), learning_rate=1e-4, batch_size=BATCH, max_steps=100,
             min_improvement=1e-4, patience=100, terms="shift+bias",
         )  # fmt: skip

@@ -56,13 +56,13 @@ from usbpo.experiment.loading import load_run
 from usbpo.experiment.run import Run
 from usbpo.experiment.sections import Phase2Keys
 from usbpo.model.ensemble import KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, predict
+from usbpo.model.fine_tuning import Compared, FineTuning, Rows, Sampled, draw_members, fine_tune, with_real
 from usbpo.model.passes import number_type
 from usbpo.model.wasserstein import Objective, distances_to_others, drawn, w2
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 from usbpo.stages.phase1 import phase1
-from usbpo.stages.phase2 import Compared, FineTuning, Rows, Sampled, draw_members, fine_tune, with_real
 from usbpo.stages.theory import Rows as MeasuredRows
 from usbpo.stages.theory import error_by_depth, measure
 
@@ -290,7 +290,8 @@ def fine_tuned(given: Given, m1: Ensemble, m2: Ensemble, variant: str) -> Tuned:
         rows = Rows(observations[index], actions[index], *draw_members(members, keys.batch_size, generator))
         if not isinstance(tuning, Sampled):
             return rows
-        return with_real(rows, training.rows(torch.randint(len(training.inputs), index.shape, generator=samples)))
+        of_real = torch.randint(len(training.inputs), index.shape, generator=samples)
+        return with_real(rows, training.inputs[of_real], training.targets[of_real])
 
     watched = given.holdout.rows(torch.randint(len(given.holdout_rows), (keys.validation_rows,), generator=generator))
     inputs, obs_dim = watched.inputs, m2.architecture.obs_dim
@@ -300,7 +301,7 @@ def fine_tuned(given: Given, m1: Ensemble, m2: Ensemble, variant: str) -> Tuned:
     values, best_step, _ = fine_tune(
         tuning,
         draw,
-        tuning.compared(with_real(validation, watched) if sampled else validation),
+        tuning.compared(with_real(validation, watched.inputs, watched.targets) if sampled else validation),
         batch_size=keys.batch_size * (1 + sampled),
         **keys.model_dump(include={"learning_rate", "max_steps", "min_improvement", "patience", "terms"}),
     )

@@ -31,13 +31,14 @@ from usbpo.experiment.layers import FOLDERS
 from usbpo.experiment.loading import load_run
 from usbpo.experiment.run_config import RunConfig
 from usbpo.model.ensemble import Architecture, Ensemble, choose_elites, holdout_mse, load, new_ensemble
+from usbpo.model.fine_tuning import FineTuning, Rows, draw_members
 from usbpo.model.passes import number_type
 from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.collect import collect
 from usbpo.stages.initialise import initialise
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 from usbpo.stages.phase1 import phase1, train
-from usbpo.stages.phase2 import FineTuning, Rows, draw_members, phase2
+from usbpo.stages.phase2 import phase2
 from usbpo.stages.rollout import rollout
 
 CPU = torch.device("cpu")

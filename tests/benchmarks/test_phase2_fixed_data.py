@@ -176,7 +176,7 @@ def test_samples_of_m_star_are_recorded_outcomes(recorded: Recorded) -> None:
     tuning = VARIANTS["samples"].tuning(given, m1, m2)
     data, members = given.data.rows(given.training_rows[:7]), torch.tensor([0, 1, 2, 0, 1, 2, 0])
     rows = benchmark.Rows(data.inputs[:, :4], data.inputs[:, 4:], members, members)
-    found = tuning.objective(tuning.compared(benchmark.with_real(rows, data)))
+    found = tuning.objective(tuning.compared(benchmark.with_real(rows, data.inputs, data.targets)))
     as_shift = benchmark.FineTuning(m1, m2, "as_written", "moving")
     assert float(found.shift) == pytest.approx(float(as_shift.objective(as_shift.compared(rows)).shift), rel=1e-6)
     mean, std = ensemble.predict(m2, m2.params, rows.observations, rows.actions)

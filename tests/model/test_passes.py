@@ -12,10 +12,10 @@ from torch import Tensor
 
 from usbpo.model import passes
 from usbpo.model.ensemble import BOUNDS, Architecture, negative_log_likelihood, new_ensemble, raw_outputs
+from usbpo.model.fine_tuning import Compared, Descent, FineTuning
 from usbpo.model.likelihood import LikelihoodStep, decay_by_name
 from usbpo.model.passes import Forward, Passes
 from usbpo.numerics.optimizer import Adam, Params, copied, trainable
-from usbpo.stages.phase2 import Compared, Descent, FineTuning
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 import plain_model  # type: ignore[import-not-found]

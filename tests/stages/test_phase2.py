@@ -13,12 +13,14 @@ from helpers.artifacts import of_cycle
 from helpers.workflow import REPO
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from usbpo.artifacts import transitions
 from usbpo.artifacts.header import Header
 from usbpo.artifacts.transitions import Transitions
 from usbpo.errors import UsbpoError
 from usbpo.model import ensemble as ensembles
+from usbpo.model import fine_tuning
 from usbpo.model.ensemble import (
     Architecture,
     Ensemble,
@@ -28,13 +30,14 @@ from usbpo.model.ensemble import (
     predict,
     predict_one_member,
 )
+from usbpo.model.fine_tuning import Compared, Descent, FineTuning, Halves, Rows, draw_members, fine_tune
 from usbpo.model.passes import Forward
 from usbpo.model.wasserstein import Objective
 from usbpo.numerics.optimizer import Adam, Params, copied, new_moments
 from usbpo.stages import phase2 as stage
-from usbpo.stages.model_data import ModelData, model_data, split_holdout
+from usbpo.stages.model_data import model_data, split_holdout
 from usbpo.stages.phase1 import phase1
-from usbpo.stages.phase2 import Compared, Descent, FineTuning, Halves, Rows, draw_members, fine_tune, phase2
+from usbpo.stages.phase2 import phase2
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 import plain_model  # type: ignore[import-not-found]
@@ -162,7 +165,7 @@ def scripted(values: list[float], max_steps: int = 100) -> tuple[Scripted, list[
     model = Scripted(values)
     rows = Rows(*(torch.zeros(1),) * 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "Descent", ConstantDescent)
+        patch.setattr(fine_tuning, "Descent", ConstantDescent)
         found, best_step, stopped = fine_tune(
             model, lambda: rows, model.compared(rows),  # type: ignore[arg-type]
             learning_rate=0.5, batch_size=1, max_steps=max_steps, min_improvement=1e-4, patience=10,
@@ -498,8 +501,8 @@ def test_recorded_outcomes_are_samples_of_m_star(
     seen: list[Halves] = []
     original = stage.with_real
 
-    def recording(rows: Rows, data: ModelData) -> Halves:
-        seen.append(original(rows, data))
+    def recording(rows: Rows, inputs: Tensor, outcomes: Tensor) -> Halves:
+        seen.append(original(rows, inputs, outcomes))
         return seen[-1]
 
     monkeypatch.setattr(stage, "with_real", recording)
