@@ -62,11 +62,17 @@ def sac_update_flops(obs_dim: int, act_dim: int, hidden: int = 256, rows: int = 
     return 2 * rows * (forward + critics + through + network(actor) + to_first_hidden(actor))
 
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Of a processor, those that matter to products of matrices"""
+
+
 def machine() -> str:
-    """The processor and torch's version."""
+    """The processor, which of the instructions it has, and torch's version."""
     model = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":")[1].strip() if lines else model
+        told = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        values = {name.strip(): value.strip() for name, value in told.items()}
+        has = [name for name in INSTRUCTIONS if name in values.get("flags", "").split()]
+        model = f"{values.get('model name', model)} ({' '.join(has)})"
     return f"{model}, torch {torch.__version__}, {torch.get_num_threads()} thread"

@@ -46,6 +46,7 @@ from usbpo.model.ensemble import (
 from usbpo.model.fitting import fit_for
 from usbpo.model.likelihood import LikelihoodStep, decay_by_name
 from usbpo.model.passes import PRECISIONS, number_type
+from usbpo.model.wasserstein import Rows, draw_members
 from usbpo.numerics import device as devices
 from usbpo.numerics.optimizer import Adam, Params, copied, moved
 from usbpo.stages import phase1
@@ -104,7 +105,7 @@ class Setting:
             fit_scaler(model, numbers[first:])
         starts = 0.05 * torch.randn(STARTS, OBS_DIM, generator=generator)
         starts[:, 0] = 1.2  # a hopper that stands
-        drawn = fine_tuning.draw_members(MEMBERS, BATCH, generator)
+        drawn = draw_members(MEMBERS, BATCH, generator)
         self.index = torch.randint(REAL_ROWS, (MEMBERS, MINIBATCH), generator=generator).to(device)
         self.members = torch.randint(ELITES, (STARTS,), generator=generator).to(device)
         self.m1, self.m2 = (_converted(model, dtype).to(device, products) for model in (self.m1, self.m2))
@@ -113,7 +114,7 @@ class Setting:
         self.starts = starts.to(device, dtype)
         self.actions = torch.rand(STARTS, ACT_DIM, generator=generator).to(device, dtype)
         rows = self.inputs[:BATCH]
-        self.rows = fine_tuning.Rows(rows[:, :OBS_DIM], rows[:, OBS_DIM:], drawn[0].to(device), drawn[1].to(device))
+        self.rows = Rows(rows[:, :OBS_DIM], rows[:, OBS_DIM:], drawn[0].to(device), drawn[1].to(device))
         self.generator = torch.Generator(device).manual_seed(0)
 
 

@@ -56,15 +56,14 @@ from usbpo.experiment.loading import load_run
 from usbpo.experiment.run import Run
 from usbpo.experiment.sections import Phase2Keys
 from usbpo.model.ensemble import KIND, Ensemble, choose_elites, gaussian, holdout_mse, load, predict
-from usbpo.model.fine_tuning import Compared, FineTuning, Rows, Sampled, draw_members, fine_tune, with_real
+from usbpo.model.fine_tuning import Compared, FineTuning, Sampled, fine_tune, with_real
 from usbpo.model.passes import number_type
-from usbpo.model.wasserstein import Objective, distances_to_others, drawn, w2
+from usbpo.model.wasserstein import Objective, Rows, distances_to_others, draw_members, drawn, w2
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.model_data import ModelData, model_data, split_holdout
 from usbpo.stages.phase1 import phase1
-from usbpo.stages.theory import Rows as MeasuredRows
-from usbpo.stages.theory import error_by_depth, measure
+from usbpo.stages.theory import MeasuredRows, error_by_depth, measure
 
 CPU = torch.device("cpu")
 ROWS, STARTS, DEPTH = 2000, 500, 10

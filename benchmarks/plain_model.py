@@ -12,9 +12,8 @@ from torch.nn.functional import silu
 
 from usbpo.agent import sac
 from usbpo.model.ensemble import BOUNDS, Ensemble, bounded, negative_log_likelihood, raw_outputs, standardise
-from usbpo.model.fine_tuning import Rows
 from usbpo.model.passes import layer_count
-from usbpo.model.wasserstein import Objective, as_released, as_written
+from usbpo.model.wasserstein import Objective, Rows, as_released, as_written
 from usbpo.numerics.optimizer import Params, trainable
 
 Gaussians = tuple[Tensor, Tensor]

@@ -31,8 +31,9 @@ from usbpo.experiment.layers import FOLDERS
 from usbpo.experiment.loading import load_run
 from usbpo.experiment.run_config import RunConfig
 from usbpo.model.ensemble import Architecture, Ensemble, choose_elites, holdout_mse, load, new_ensemble
-from usbpo.model.fine_tuning import FineTuning, Rows, draw_members
+from usbpo.model.fine_tuning import FineTuning
 from usbpo.model.passes import number_type
+from usbpo.model.wasserstein import Rows, draw_members
 from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.collect import collect
 from usbpo.stages.initialise import initialise

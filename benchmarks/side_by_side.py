@@ -19,10 +19,9 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-"""Of the processor, those that matter here"""
+from measuring import machine
+
 SECONDS = 0.15
 """Of a work in each turn, about, with one thread"""
 
@@ -70,15 +69,6 @@ def work(connection: Connection, precision: str) -> None:
             connection.send((time.perf_counter() - begun) / calls[name])
 
 
-def processor() -> str:
-    """Its name, and which of the instructions it has."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    told = dict(line.split(":", 1) for line in lines if ":" in line)
-    (model,) = (value.strip() for key, value in told.items() if key.strip() == "model name")
-    (flags,) = (value.split() for key, value in told.items() if key.strip() == "flags")
-    return f"{model} ({', '.join(name for name in INSTRUCTIONS if name in flags)}), {os.cpu_count()} cores"
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,12 +104,10 @@ def main() -> None:
 
     for connection in connections:
         connection.send(None)
-    print(f"{processor()}; {given.precision}; medians of {given.repetitions} rounds; load {os.getloadavg()[0]:.1f}\n")
-    print(
-        f"| work | one thread | x of {given.processes} processes | "
-        + " | ".join(f"{n} threads" for n in several)
-        + " |"
-    )
+    computer = f"{machine().rsplit(',', 1)[0]}, {os.cpu_count()} cores; {given.precision}"
+    print(f"{computer}; medians of {given.repetitions} rounds; load {os.getloadavg()[0]:.1f}\n")
+    columns = ["work", "one thread", f"x of {given.processes} processes", *(f"{n} threads" for n in several)]
+    print(f"| {' | '.join(columns)} |")
     print("|---" * (3 + len(several)) + "|")
     for name in names:
         one, beside, *shared = (statistics.median(seconds[name, c]) for c in ("one", "beside", *map(str, several)))

@@ -27,9 +27,10 @@ from usbpo.experiment.loading import load_run
 from usbpo.model import ensemble as ensembles
 from usbpo.model import passes
 from usbpo.model.ensemble import Architecture, Ensemble, holdout_mse, new_ensemble, predict, predict_one_member
-from usbpo.model.fine_tuning import Compared, Descent, FineTuning, Rows
+from usbpo.model.fine_tuning import Compared, Descent, FineTuning
 from usbpo.model.likelihood import LikelihoodStep
 from usbpo.model.passes import Forward, Passes, layer_count, layer_types, number_type
+from usbpo.model.wasserstein import Rows
 from usbpo.numerics.optimizer import Adam, Params, copied
 from usbpo.stages.model_data import model_data, split_holdout
 from usbpo.stages.phase1 import phase1

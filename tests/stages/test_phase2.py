@@ -30,9 +30,9 @@ from usbpo.model.ensemble import (
     predict,
     predict_one_member,
 )
-from usbpo.model.fine_tuning import Compared, Descent, FineTuning, Halves, Rows, draw_members, fine_tune
+from usbpo.model.fine_tuning import Compared, Descent, FineTuning, Halves, fine_tune
 from usbpo.model.passes import Forward
-from usbpo.model.wasserstein import Objective
+from usbpo.model.wasserstein import Objective, Rows, draw_members
 from usbpo.numerics.optimizer import Adam, Params, copied, new_moments
 from usbpo.stages import phase2 as stage
 from usbpo.stages.model_data import model_data, split_holdout

@@ -16,8 +16,9 @@ from usbpo.agent.learner import Learner
 from usbpo.environments.terminations import never
 from usbpo.model import passes
 from usbpo.model.ensemble import Architecture, Ensemble, holdout_mse, new_ensemble, predict, predict_one_member
-from usbpo.model.fine_tuning import FineTuning, Rows, draw_members, fine_tune
+from usbpo.model.fine_tuning import FineTuning, fine_tune
 from usbpo.model.likelihood import LikelihoodStep, decay_by_name
+from usbpo.model.wasserstein import Rows, draw_members
 from usbpo.numerics.optimizer import Adam, copied
 from usbpo.numerics.threads import using
 from usbpo.stages.rollout import roll_out

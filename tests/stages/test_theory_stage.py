@@ -27,7 +27,7 @@ from usbpo.model.ensemble import Ensemble, predict
 from usbpo.model.theory import rank_correlation
 from usbpo.stages import theory as stage
 from usbpo.stages.model_data import split_holdout
-from usbpo.stages.theory import Rows, error_by_depth, floor, measure, policy_shift, theory
+from usbpo.stages.theory import MeasuredRows, error_by_depth, floor, measure, policy_shift, theory
 
 ENVIRONMENT = "InvertedPendulum-v5"
 
@@ -71,10 +71,10 @@ def make_model(make_ensemble: Callable[..., Ensemble]) -> Callable[[int], Ensemb
     return make
 
 
-def rows_of(batch: Transitions, members: int = 4, *, known: bool = True) -> Rows:
+def rows_of(batch: Transitions, members: int = 4, *, known: bool = True) -> MeasuredRows:
     drawn = torch.randint(members, (2, len(batch)), generator=torch.Generator().manual_seed(0))
     outcomes = np.hstack([batch.rewards[:, None], batch.next_observations]).astype(np.float64)
-    return Rows(
+    return MeasuredRows(
         torch.from_numpy(batch.observations), torch.from_numpy(batch.actions), drawn[0], drawn[1],
         torch.from_numpy(outcomes) if known else None,
     )  # fmt: skip
@@ -300,9 +300,9 @@ def test_rows_are_those_that_phase_1_held_out(
     header, model = ensemble.load(mle)
     number = {} if training is None else {"check": training}
     model.save(mle, replace(header, parameters={"rows": rows, **number}))
-    seen: list[Rows] = []
+    seen: list[MeasuredRows] = []
 
-    def recording(rows: Rows, *others: Any) -> Any:
+    def recording(rows: MeasuredRows, *others: Any) -> Any:
         seen.append(rows)
         return measure(rows, *others)
 

@@ -9,19 +9,9 @@ from torch import Tensor
 from usbpo.model.ensemble import BOUNDS, Ensemble, gaussian, standardise
 from usbpo.model.passes import Forward, Passes
 from usbpo.model.theory import w2_to_point
-from usbpo.model.wasserstein import Objective, as_released, as_written, drawn, w2
+from usbpo.model.wasserstein import Objective, Rows, as_released, as_written, drawn, w2
 from usbpo.numerics.device import captured
 from usbpo.numerics.optimizer import Adam, Params, copied, trainable
-
-
-@dataclass(frozen=True)
-class Rows:
-    """State-action pairs with the members i of M1 and j of M2 that are compared on each."""
-
-    observations: Tensor
-    actions: Tensor
-    members1: Tensor
-    members2: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,12 +26,6 @@ class Compared:
     """The members j of M2, (rows,)"""
     m_star: Tensor | None
     """Outputs of all members that stand for M*, (members, rows, 2 · (obs_dim + 1)); None where M2's own do"""
-
-
-def draw_members(count: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A member of M1 and one of M2 for each row, each (rows,), uniformly among all `count`."""
-    drawn = torch.randint(count, (2, rows), generator=generator, device=generator.device)
-    return drawn[0], drawn[1]
 
 
 class FineTuning:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from usbpo.model.ensemble import BOUNDS
 from usbpo.model.passes import Layers, Passes
 from usbpo.numerics.device import captured
 from usbpo.numerics.optimizer import Adam, Params
@@ -50,11 +51,9 @@ class LikelihoodStep:
         self.passes = Passes(params, self.gradients, rows, products)
         members = len(self.passes.inputs)
         self._all_inputs, self._all_targets, self._adam = inputs, targets, adam
-        shared = [name for name in params if name.endswith("log_variance")]
-        self._learn_bounds = adam.part(shared)
-        self._learn_members = {
-            id(group): adam.part(params.keys() - shared, group.place) for group in self.passes.groups
-        }
+        self._learn_bounds = adam.part(BOUNDS)
+        own = params.keys() - BOUNDS
+        self._learn_members = {group: adam.part(own, group.place) for group in self.passes.groups}
         self._targets = targets.new_empty(members, rows, targets.shape[1])
         # torch computes what is left over of its vectors a little otherwise, so a member's numbers may differ in the
         # last bit from the same ones among all members'.
@@ -95,7 +94,7 @@ class LikelihoodStep:
     @torch.no_grad()
     def _learn(self, group: Layers) -> None:
         group.differentiate()
-        self._learn_members[id(group)]()
+        self._learn_members[group]()
 
     def load(self, place: int | slice) -> None:
         """Gather the minibatch of some members."""

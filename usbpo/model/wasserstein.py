@@ -4,6 +4,7 @@ Total variation is bounded by W1 (eq 5) and W1 by W2 (eq 6), so the two differen
 model M2 can change, model shift D(M1, M2) and model bias D(M2, M*), are measured in W2.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,29 @@ class Objective(NamedTuple):
     def of(self, terms: str) -> Tensor:
         """What is minimised: `shift+bias`, or one of the two (the ablations)."""
         return {"shift+bias": self.shift + self.bias, "shift": self.shift, "bias": self.bias}[terms]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """State-actions with the members i of M1 and j of M2 that are compared on each."""
+
+    observations: Tensor
+    """(rows, obs_dim)"""
+    actions: Tensor
+    """(rows, act_dim)"""
+    members1: Tensor
+    """(rows,)"""
+    members2: Tensor
+    """(rows,)"""
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+
+def draw_members(count: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A member of M1 and one of M2 for each row, each (rows,), uniformly among all `count`."""
+    members1, members2 = torch.randint(count, (2, rows), generator=generator, device=generator.device)
+    return members1, members2
 
 
 def root(square: Tensor) -> Tensor:

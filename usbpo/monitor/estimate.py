@@ -19,10 +19,10 @@ from usbpo.artifacts import layout
 from usbpo.experiment.plan import Plan
 from usbpo.experiment.run import Run
 from usbpo.experiment.run_config import RunConfig
-from usbpo.experiment.threads import shortened
+from usbpo.experiment.threads import most, shortened
 from usbpo.monitor.costs import EPOCHS, Costs, OfCycle, costs_of
 from usbpo.monitor.duration import duration
-from usbpo.monitor.measured import thread_seconds
+from usbpo.monitor.measured import benchmark_seconds, thread_seconds
 from usbpo.workspace.restoring import files_of, jobs_to_run
 
 PLANNED_BYTES = 45_000
@@ -172,8 +172,11 @@ def _seconds_before(run: Run, root: Path) -> Iterator[Measured]:
     for path in root.glob(layout.BENCHMARK.format(task=run.task, method=run.method, seed="*", cycle="*", stage="*")):
         of_block = path.parent.name == "blocks"
         stage, number = ("block", path.stem) if of_block else (path.stem, path.parent.name)
-        log = path.parents[2] / "logs" / path.parent.name / f"{path.stem}.log"
-        seconds = thread_seconds(path, log)
+        if most(run.config, stage) > 1:
+            log = path.parents[2] / "logs" / path.parent.name / f"{path.stem}.log"
+            seconds = thread_seconds(path, log)
+        else:
+            seconds = benchmark_seconds(path)
         if seconds is not None and number.isdecimal() and (cycle := int(number)):
             yield stage, cycle, seconds
 

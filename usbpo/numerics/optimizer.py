@@ -59,19 +59,18 @@ class Adam:
         self._names: dict[float, list[str]] = {}
         for name in params:
             self._names.setdefault((weight_decay or {}).get(name, 0.0), []).append(name)
+        self._whole = self.part(params)
 
     def minimise(self, loss: Tensor) -> None:
         """One step down the gradient of a scalar loss, by autograd."""
         found = torch.autograd.grad(loss, list(self.params.values()))
-        self._descend(dict(zip(self.params, found, strict=True)))
+        self.begin()
+        self._part(self.params, ..., dict(zip(self.params, found, strict=True)))()
 
     def step(self) -> None:
         """One step down `gradients`."""
-        self._descend(self.gradients)
-
-    def _descend(self, gradients: Params) -> None:
         self.begin()
-        self._part(self.params, ..., gradients)()
+        self._whole()
 
     @torch.no_grad()
     def begin(self) -> None:

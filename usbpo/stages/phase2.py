@@ -11,8 +11,9 @@ from usbpo.artifacts.checkpoints import check_architecture
 from usbpo.artifacts.header import parameters_of
 from usbpo.errors import UsbpoError
 from usbpo.model.ensemble import KIND, choose_elites, holdout_mse, load
-from usbpo.model.fine_tuning import Compared, FineTuning, Rows, Sampled, draw_members, fine_tune, with_real
+from usbpo.model.fine_tuning import Compared, FineTuning, Sampled, fine_tune, with_real
 from usbpo.model.passes import number_type
+from usbpo.model.wasserstein import Rows, draw_members
 from usbpo.numerics import device as devices
 from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.model_data import model_data, split_holdout
@@ -95,14 +96,15 @@ def phase2(
         return draw_members(members, rows, generator)
 
     training_rows, holdout_rows = split_holdout(len(real), seed, number, holdout_ratio, holdout_limit)
-    holdout = model_data(real).rows(holdout_rows).to(place)
-    training = model_data(real).rows(training_rows).to(place)
-    sampled, samples = isinstance(tuning, Sampled), torch_generator(seed, number, "phase2_samples", place)
+    recorded = model_data(real)
+    holdout = recorded.rows(holdout_rows).to(place)
+    training = recorded.rows(training_rows).to(place) if isinstance(tuning, Sampled) else None
+    samples = torch_generator(seed, number, "phase2_samples", place)
 
     def draw() -> Rows:
         index = torch.randint(len(observations), (batch_size,), generator=generator, device=place)
         rows = Rows(observations[index], actions[index], *draw_for(batch_size))
-        if not sampled:
+        if training is None:
             return rows
         of_real = torch.randint(len(training.inputs), index.shape, generator=samples, device=place)
         return with_real(rows, training.inputs[of_real], training.targets[of_real])
@@ -112,7 +114,7 @@ def phase2(
     validation_inputs = holdout.inputs[watched]
     drawn_inputs = validation_inputs[:, :obs_dim], validation_inputs[:, obs_dim:]
     validation_on = Rows(*drawn_inputs, *draw_for(validation_rows))
-    if sampled:
+    if training is not None:
         validation_on = with_real(validation_on, validation_inputs, holdout.targets[watched])
     validation = tuning.compared(validation_on)
 
@@ -123,7 +125,7 @@ def phase2(
         draw,
         validation,
         learning_rate=learning_rate,
-        batch_size=batch_size * (1 + sampled),
+        batch_size=batch_size if training is None else 2 * batch_size,
         max_steps=max_steps,
         min_improvement=min_improvement,
         patience=patience,

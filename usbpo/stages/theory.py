@@ -23,7 +23,7 @@ from usbpo.environments.terminations import Termination
 from usbpo.errors import UsbpoError
 from usbpo.model.ensemble import Ensemble, load, predict, predict_one_member
 from usbpo.model.theory import bound_on_delta, bracket, rank_correlation, surrogate_bias, w2_to_point
-from usbpo.model.wasserstein import drawn, w2
+from usbpo.model.wasserstein import Rows, draw_members, drawn, w2
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import torch_generator
 from usbpo.stages.model_data import split_holdout
@@ -35,26 +35,15 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """State-actions with the members i of M1 and j of M2 that are compared on each, and what M* makes of them."""
+class MeasuredRows(Rows):
+    """The same with what M* makes of them."""
 
-    observations: Tensor
-    """(rows, obs_dim)"""
-    actions: Tensor
-    """(rows, act_dim)"""
-    members1: Tensor
-    """(rows,)"""
-    members2: Tensor
-    """(rows,)"""
     real: Tensor | None
     """Reward and next state, (rows, 1 + obs_dim), double; None where the simulator cannot be asked"""
 
-    def __len__(self) -> int:
-        return len(self.observations)
-
 
 def measure(
-    rows: Rows,
+    rows: MeasuredRows,
     m1: Ensemble | None,
     m2: Ensemble,
     policy_shift: float,
@@ -365,12 +354,12 @@ def _some(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return index[torch.randperm(len(index), generator=generator)[:count]]
 
 
-def _rows(batch: Transitions, outcomes: Array | None, members: int, generator: torch.Generator) -> Rows:
+def _rows(batch: Transitions, outcomes: Array | None, members: int, generator: torch.Generator) -> MeasuredRows:
     """Draw the members; rows whose outcome the simulator could not tell are left out."""
-    members1, members2 = torch.randint(members, (2, len(batch)), generator=generator)
+    members1, members2 = draw_members(members, len(batch), generator)
     known = np.ones(len(batch), np.bool_) if outcomes is None else np.isfinite(outcomes).all(axis=1)
     kept = torch.from_numpy(known)
-    return Rows(
+    return MeasuredRows(
         torch.from_numpy(batch.observations)[kept],
         torch.from_numpy(batch.actions)[kept],
         members1[kept],
