@@ -35,7 +35,7 @@ def test_an_environment_that_cannot_be_made_is_left_to_the_stage_to_report() -> 
 
 @pytest.mark.parametrize(
     ("stage", "cycle", "measured"),
-    # Seconds on one busy core (docs/performance.md, docs/hopper.md): 5,000 updates of 9.2 ms; 5,000 rows of real steps.
+    # Seconds on one busy core (docs/performance.md): 5,000 updates of 9.2 ms; 5,000 rows of real steps.
     [("policy", 100, 46.0), ("collect", 0, 1.0)],
 )
 def test_limits_are_several_times_what_was_measured(stage: str, cycle: int, measured: float) -> None:

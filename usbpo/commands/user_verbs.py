@@ -23,6 +23,26 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder that holds data/.
     print_status(folder)
 
 
+def usage(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="TASK/METHOD/seed-N, a folder of runs, or data/results/EXPERIMENT; without it every run.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="CSV file with a line for each stage of each run.", readable=False)
+    ] = None,
+    folder: DataFolder = Path(),
+) -> None:
+    """Tell what runs have taken: time by the clock and of CPU, memory, and which stages took it."""
+    from usbpo.experiment.named import named_runs
+    from usbpo.monitor.usage import print_usage
+
+    print_usage(named_runs(runs or [], folder), output)
+
+
 def inspect(
     files: Annotated[list[Path], typer.Argument(help="Artifacts: .h5, .safetensors or .json.", readable=False)],
 ) -> None:
@@ -269,5 +289,8 @@ def schema(
     write_text(folder / "keys.md", keys_table())
 
 
-VERBS = (status, inspect, verify, results, compare, plan, submit, publish, gc, check_task, tensorboard, video, schema)
+VERBS = (
+    *(status, usage, inspect, verify, results, compare, plan),
+    *(submit, publish, gc, check_task, tensorboard, video, schema),
+)
 """In the order of the help"""

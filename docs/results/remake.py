@@ -1,0 +1,325 @@
+"""Makes every table and figure of docs/results again from the CSV files there: `python docs/results/remake.py`.
+
+An entry is a folder with `evaluations.csv`. `usbpo compare` draws its returns and comparisons; the tables of its
+README.md stand between two marks, `<!-- NAME WORDS -->` and `<!-- end -->`, and are one of `TABLES` each; what else
+it has drawn, a script of its own draws. Then come the figure of all entries, and the tables of this folder's README.md.
+"""
+
+import csv
+import re
+import runpy
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median
+from tempfile import TemporaryDirectory
+
+import over_training
+
+from usbpo.experiment.yaml_files import read_yaml
+from usbpo.report import drawing
+from usbpo.report.results import compare
+from usbpo.report.scores import ALL_TASKS
+
+HERE = Path(__file__).resolve().parent
+OF_RETURNS = (
+    *("learning_curves.csv", "learning_curves.svg", "learning_curves.png", "comparison.csv", "comparison.md"),
+    *("aggregate.csv", "steps_to_return.csv", "probability_of_improvement.csv", "final_returns.csv"),
+)
+"""What is kept of what `usbpo compare` writes"""
+ALL = ("learning_curves.svg", "learning_curves.png", "aggregate.svg", "probability_of_improvement.csv")
+"""Of all entries together"""
+MARK = re.compile(r"(<!-- (\w+)( [^\n]*)? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Row = Mapping[str, str]
+Lines = Iterator[str]
+
+
+def entries(folder: Path) -> list[Path]:
+    """The folders of the entries, sorted."""
+    return sorted(path.parent for path in folder.glob("*/evaluations.csv"))
+
+
+def remake(folder: Path) -> None:
+    """Make all again in `folder`, a copy of this one or this one.
+
+    Raises:
+        UsbpoError: evaluations that cannot be used.
+        ValueError: a page asks for a table that there is none of.
+    """
+    for entry in entries(folder):
+        experiment = read_yaml(entry / "experiment.yaml")
+        _compare([entry / "evaluations.csv"], entry, OF_RETURNS, entry.name, experiment.get("returns"))
+        if (entry / "theory_bias.csv").exists():
+            drawing.save(partial(over_training.draw, entry), entry / "theory")
+        for script in sorted(entry.glob("*.py")):
+            runpy.run_path(str(script), run_name="__main__")
+        _fill(entry)
+    _compare([entry / "evaluations.csv" for entry in entries(folder)], folder, ALL, "of all entries", None)
+    _fill(folder)
+
+
+def _compare(
+    evaluations: Sequence[Path],
+    output: Path,
+    kept: Sequence[str],
+    name: str,
+    returns: Mapping[str, Sequence[float]] | None,
+) -> None:
+    with TemporaryDirectory() as drawn:
+        compare(evaluations=evaluations, output=Path(drawn), experiment=name, returns=returns)
+        for file in kept:
+            shutil.copyfile(Path(drawn, file), output / file)
+
+
+def _fill(folder: Path) -> None:
+    """Put its tables into the page of a folder."""
+    page = folder / "README.md"
+
+    def filled(match: re.Match[str]) -> str:
+        begin, name, words, end = match.groups()
+        if name not in TABLES:
+            raise ValueError(f"{page}: there is no table {name!r}, only {', '.join(TABLES)}.")
+        return begin + "\n".join(TABLES[name](folder, *(words or "").split())) + "\n" + end
+
+    page.write_text(MARK.sub(filled, page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def rows(path: Path) -> list[Row]:
+    """The rows of a CSV file."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def grouped(table: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
+    """Rows by the values of some columns, in order of appearance."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in table:
+        groups.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return groups
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[object]], names: int = 2) -> Lines:
+    """A table in Markdown, whose first columns are names and the others numbers."""
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'|'.join([':--'] * names + ['--:'] * (len(head) - names))}|"
+    for cells in body:
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def number(value: float) -> str:
+    """Three digits, and a comma between thousands."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def comparison(folder: Path) -> Lines:
+    """Final return, area under the curve and steps to shares of the yardstick: the first table of comparison.md."""
+    lines = (folder / "comparison.md").read_text(encoding="utf-8").splitlines()
+    first = next(place for place, line in enumerate(lines) if line.startswith("|"))
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            return
+        yield line
+
+
+def reached(folder: Path) -> Lines:
+    """On-policy steps at each seed's first evaluation at or above the returns that the experiment names."""
+    best: dict[tuple[str, ...], float] = {}
+    for run, evaluations in grouped(rows(folder / "evaluations.csv"), "task", "method", "seed").items():
+        by_cycle = grouped(evaluations, "cycle").values()
+        best[run] = max(fmean(float(row["return"]) for row in episodes) for episodes in by_cycle)
+    named = [row for row in rows(folder / "steps_to_return.csv") if not row["share"]]
+    seeds = sorted({row["seed"] for row in named}, key=int)
+    body = []
+    for (task, wanted, method), found in grouped(named, "task", "return", "method").items():
+        steps = {row["seed"]: row["on_policy_steps"] for row in found}
+        cells = [
+            "not run"
+            if seed not in steps
+            else f"{int(steps[seed]):,}"
+            if steps[seed]
+            else f"never ({number(best[task, method, seed])})"
+            for seed in seeds
+        ]
+        body.append([task, number(float(wanted)), f"`{method}`", *cells])
+    yield from table(["task", "return", "method", *(f"seed {seed}" for seed in seeds)], body, names=3)
+
+
+def kept(folder: Path) -> Lines:
+    """Of the evaluations after a seed has first reached the named return, how many are below it again."""
+    means: dict[tuple[str, ...], list[tuple[int, float]]] = {}
+    for run, evaluations in grouped(rows(folder / "evaluations.csv"), "task", "method", "seed").items():
+        means[run] = [
+            (int(steps), fmean(float(row["return"]) for row in episodes))
+            for (steps,), episodes in grouped(evaluations, "on_policy_steps").items()
+        ]
+    body = []
+    named = [row for row in rows(folder / "steps_to_return.csv") if not row["share"] and row["on_policy_steps"]]
+    for (task, wanted, method), found in grouped(named, "task", "return", "method").items():
+        after = [
+            value
+            for row in found
+            for steps, value in means[task, method, row["seed"]]
+            if steps > int(row["on_policy_steps"])
+        ]
+        below = [value for value in after if value < float(wanted)]
+        worst = number(min(below)) if below else "–"
+        body.append([task, number(float(wanted)), f"`{method}`", len(found), len(after), len(below), worst])
+    head = ["task", "return", "method", "seeds that reached it", "evaluations from then on", "below it again", "worst"]
+    yield from table(head, body, names=3)
+
+
+def improvement(folder: Path) -> Lines:
+    """How probably a run of USB-PO scores higher than one of another method, with 95 % intervals over seeds."""
+    body = []
+    found = rows(folder / "probability_of_improvement.csv")
+    for (task, over), scores in grouped(found, "task", "over").items():
+        by_score = {row["score"]: row for row in scores}
+        cells = [_probability(by_score[score]) if score in by_score else "" for score in ("area", "final")]
+        seeds = f"{scores[0]['seeds']} and {scores[0]['seeds_over']}"
+        body.append(["all tasks, mean" if task == ALL_TASKS else task, f"`{over}`", seeds, *cells])
+    head = ["task", "`usbpo` over", "seeds", "area under the curve", "final return"]
+    yield from table(head, body, names=3)
+
+
+def _probability(row: Row) -> str:
+    value = f"{float(row['probability']):.2f}"
+    return value + (f" [{float(row['low']):.2f}, {float(row['high']):.2f}]" if row["low"] else "")
+
+
+def phase2(folder: Path) -> Lines:
+    """What phase 2 did to the sum of shift and surrogate bias on hold-out rows, and how it ended."""
+    body = []
+    for (task, method), found in grouped(rows(folder / "model_shift_and_bias.csv"), "task", "method").items():
+        ratios = [float(row["sum_after"]) / float(row["sum_before"]) for row in found if float(row["sum_before"]) > 0]
+        ended = sum(row["stopped"] != "max_steps reached" for row in found)
+        middle = f"{median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
+        best = number(median(float(row["best_step"]) for row in found))
+        body.append([task, f"`{method}`", len({row["seed"] for row in found}), len(found), middle, best, ended])
+    head = ["task", "method", "seeds", "fine-tunings", "sum after ÷ before: median (range)", "best step, median"]
+    yield from table([*head, "ended by themselves"], body)
+
+
+TERMS = ("shift", "surrogate_bias", "surrogate_bias_fixed", "true_bias", "error", "spread", "bracket")
+
+
+def theory(folder: Path, since: str = "0") -> Lines:
+    """The theory's quantities on rows of model rollouts: means over the evaluations from `since` steps on and seeds."""
+    brackets = {
+        tuple(row[name] for name in ("task", "method", "seed", "cycle", "place", "phase")): row
+        for row in rows(folder / "theory_bracket.csv")
+    }
+    wanted = [
+        {**row, **{term: bracket[term] for term in ("shift", "bracket")}}
+        for row in rows(folder / "theory_bias.csv")
+        if row["place"] == "rollout" and int(row["on_policy_steps"]) >= int(since)
+        for bracket in [brackets[tuple(row[name] for name in ("task", "method", "seed", "cycle", "place", "phase"))]]
+    ]
+    body = []
+    for (task, method), found in grouped(wanted, "task", "method").items():
+        phases = grouped(found, "phase")
+        for phase in ("before", "after"):
+            of_phase = phases.get((phase,), [])
+            if not of_phase:
+                continue
+            named = f"`{method}`" + (f", {phase} phase 2" if len(phases) == 2 else "")
+            cells = []
+            for term in TERMS:
+                values = [float(row[term]) for row in of_phase if row[term]]
+                cells.append(number(fmean(values)) if values else "–")
+            body.append([task, named, len({row["seed"] for row in of_phase}), *cells])
+    head = ["task", "method", "seeds", "shift", "surrogate bias", "the same, to M* standing still", "true bias"]
+    yield from table([*head, "of it, error of the mean", "of it, spread", "bracket of eq 1"], body)
+
+
+def usage(folder: Path) -> Lines:
+    """What runs took."""
+    body = []
+    for (task, method), found in grouped(rows(folder / "usage.csv"), "task", "method").items():
+        runs = grouped(found, "seed")
+        cpu = {seed: sum(float(row["cpu_seconds"]) for row in stages) for seed, stages in runs.items()}
+        clock = [sum(float(row["clock_seconds"]) for row in stages) for stages in runs.values()]
+        stages = {
+            stage: sum(float(row["cpu_seconds"]) for row in of_stage) / sum(cpu.values())
+            for (stage,), of_stage in grouped(found, "stage").items()
+        }
+        dearest = sorted(stages.items(), key=lambda item: -item[1])[:3]
+        memory = max(int(row["memory_mib"]) for row in found)
+        minutes = [f"{median(values) / 60:.1f}" for values in (cpu.values(), clock)]
+        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in dearest)
+        body.append([task, f"`{method}`", len(runs), *minutes, f"{sum(cpu.values()) / 3600:.2f}", memory, shares])
+    head = ["task", "method", "runs", "minutes of CPU a run", "minutes by the clock a run", "core-hours in all", "MiB"]
+    yield from table([*head, "dearest stages, of the CPU"], body)
+
+
+def trigger(folder: Path) -> Lines:
+    """How often the model was trained."""
+    body = []
+    for (task, method), checks in grouped(rows(folder / "trigger_history.csv"), "task", "method").items():
+        runs = grouped(checks, "seed")
+        fired = [sum(check["fired"] == "true" for check in of_run) for of_run in runs.values()]
+        steps = median(max(int(check["on_policy_steps"]) for check in of_run) for of_run in runs.values())
+        reasons = grouped((check for check in checks if check["fired"] == "true"), "reason")
+        why = ", ".join(f"{reason}: {len(of)}" for (reason,), of in sorted(reasons.items()))
+        exceeding = [
+            float(check["estimate"])
+            for check in checks
+            if check["fired"] == "true" and float(check["estimate"]) > float(check["threshold"])
+        ]
+        least = number(min(exceeding)) if exceeding else "–"
+        threshold = number(float(checks[0]["threshold"]))
+        body.append(
+            [task, f"`{method}`", len(runs), f"{steps:,.0f}", threshold, ", ".join(map(str, fired)), why, least]
+        )
+    head = ["task", "method", "runs", "steps", "threshold α", "trainings, by seed", "why"]
+    yield from table([*head, "least estimate above α that fired"], body)
+
+
+def loop(folder: Path, *names: str) -> Lines:
+    """Lines of `benchmarks/lag.py`: the ranges of temperature, entropy and Q, and returns."""
+    body = []
+    for name in names:
+        found = rows(folder / f"{name}.csv")
+        largest = []
+        for key in ("temperature", "q_real", "return"):
+            value, step = max((float(row[key]), int(row["step"])) for row in found)
+            largest.append(f"{number(value)} ({step:,})")
+        entropies = [float(row["entropy"]) for row in found]
+        means = []
+        for first, last in ((250, 2_000), (2_250, 4_000), (4_250, 1_000_000)):
+            returns = [float(row["return"]) for row in found if first <= int(row["step"]) <= last]
+            means.append(number(fmean(returns)) if returns else "–")
+        spread = f"{min(entropies):.2f} … {max(entropies):.2f}"
+        until = f"{int(found[-1]['step']):,}"
+        body.append([f"`{name}`", until, largest[0], spread, *largest[1:], *means])
+    head = ["file", "until", "temperature, largest (at)", "entropy", "mean Q on real rows, largest (at)"]
+    head += ["return, largest (at)", "mean return, 250 to 2,000", "2,250 to 4,000", "from then on"]
+    yield from table(head, body, names=1)
+
+
+def costs(folder: Path) -> Lines:
+    """Of each entry: how many runs, and what they cost."""
+    body = []
+    for entry in entries(folder):
+        runs = grouped(rows(entry / "evaluations.csv"), "task", "method", "seed")
+        used = rows(entry / "usage.csv")
+        hours = sum(float(row["cpu_seconds"]) for row in used) / 3600
+        tasks = ", ".join(dict.fromkeys(task for task, _, _ in runs))
+        steps = max(int(row["on_policy_steps"]) for row in rows(entry / "learning_curves.csv"))
+        body.append([f"[{entry.name}]({entry.name}/README.md)", tasks, len(runs), f"{steps:,}", f"{hours:.1f}"])
+    yield from table(["entry", "tasks", "runs", "longest, steps", "core-hours"], body)
+
+
+TABLES: dict[str, Callable[..., Lines]] = {
+    each.__name__: each
+    for each in (comparison, reached, kept, improvement, phase2, theory, usage, trigger, loop, costs)
+}
+"""What a page can ask for, by the name in its mark"""
+
+
+if __name__ == "__main__":
+    remake(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE)
