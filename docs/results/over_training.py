@@ -1,8 +1,7 @@
-"""The theory's quantities over training, from the CSV files of an entry; remake.py draws it."""
+"""The figure of the theory's quantities over training; remake.py has it drawn."""
 
-import csv
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,38 +10,38 @@ from matplotlib.figure import Figure
 from usbpo.report import drawing
 
 PANELS = {
-    "shift": ("theory_bracket", "Model shift"),
-    "surrogate_bias": ("theory_bias", "Bias, surrogate"),
-    "true_bias": ("theory_bias", "Bias, true"),
-    "bracket": ("theory_bracket", "Bracket of eq 1"),
+    "shift": "Model shift",
+    "surrogate_bias": "Bias, surrogate",
+    "true_bias": "Bias, true",
+    "bracket": "Bracket of eq 1",
 }
-"""By column: its file, and its title"""
+"""Titles, by column"""
 STILL = "surrogate_bias_fixed"
 """Stands beside the surrogate, dashed"""
 
-Series = dict[tuple[str, str], dict[int, dict[str, float]]]
-"""By task and method, by on-policy steps, by seed"""
+Values = dict[int, dict[str, float]]
+"""By on-policy steps, by seed"""
 
 
-def draw(folder: Path) -> Figure:
-    """A row for each task, a panel for each quantity, a line for each method."""
-    series = {
-        column: _series(folder / f"{file}.csv", column)
-        for column, file in {**{name: file for name, (file, _) in PANELS.items()}, STILL: "theory_bias"}.items()
-    }
-    measured = series["true_bias"]
-    tasks = list(dict.fromkeys(task for task, _ in measured))
-    with open(folder / "evaluations.csv", encoding="utf-8", newline="") as file:
-        every = drawing.looks(row["method"] for row in csv.DictReader(file))  # the colours of the learning curves
-    looks = {method: look for method, look in every.items() if any(method == other for _, other in measured)}
+def draw(measured: Sequence[Mapping[str, str]], methods: Iterable[str]) -> Figure:
+    """A row for each task, a panel for each quantity, a line for each method.
+
+    Args:
+        measured: rows of theory_bias.csv and theory_bracket.csv in one, of one place.
+        methods: all of the entry, in order, so that each has the colour of the learning curves.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in measured))
+    shown = {row["method"] for row in measured}
+    looks = {method: look for method, look in drawing.looks(methods).items() if method in shown}
     figure, rows = drawing.panels(len(tasks), len(PANELS), (3.9, 3.3))
     drawing.name_rows(rows, tasks)
     for row, task in zip(rows, tasks, strict=True):
-        for axes, (column, (_, title)) in zip(row, PANELS.items(), strict=True):
+        for axes, (column, title) in zip(row, PANELS.items(), strict=True):
             for method, look in looks.items():
-                _line(axes, series[column].get((task, method), {}), look, dashed=False)
+                found = [each for each in measured if (each["task"], each["method"]) == (task, method)]
+                _line(axes, _values(found, column), look, dashed=False)
                 if column == "surrogate_bias":
-                    _line(axes, series[STILL].get((task, method), {}), look, dashed=True)
+                    _line(axes, _values(found, STILL), look, dashed=True)
             axes.set_title(title)
             axes.set_xlabel("On-policy steps")
             drawing.x_axis(axes, 4)
@@ -57,16 +56,16 @@ def draw(folder: Path) -> Figure:
     return figure
 
 
-def _series(path: Path, column: str) -> Series:
-    found: Series = defaultdict(lambda: defaultdict(dict))
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["place"] == "rollout" and row["phase"] == "after" and row.get(column):
-                found[row["task"], row["method"]][int(row["on_policy_steps"])][row["seed"]] = float(row[column])
-    return found
+def _values(found: Iterable[Mapping[str, str]], column: str) -> Values:
+    """A quantity with the model that rolls out."""
+    values: Values = defaultdict(dict)
+    for row in found:
+        if row["phase"] == "after" and row[column]:
+            values[int(row["on_policy_steps"])][row["seed"]] = float(row[column])
+    return values
 
 
-def _line(axes: Axes, values: dict[int, dict[str, float]], look: drawing.Look, *, dashed: bool) -> None:
+def _line(axes: Axes, values: Values, look: drawing.Look, *, dashed: bool) -> None:
     """The steps at which every seed has a value."""
     seeds = {seed for of_step in values.values() for seed in of_step}
     steps = sorted(step for step, of_step in values.items() if of_step.keys() == seeds)

@@ -20,8 +20,10 @@ import over_training
 
 from usbpo.experiment.yaml_files import read_yaml
 from usbpo.report import drawing
+from usbpo.report.evaluations import read as read_evaluations
 from usbpo.report.results import compare
-from usbpo.report.scores import ALL_TASKS
+from usbpo.report.scores import ALL_TASKS, curves
+from usbpo.report.tabular import markdown
 
 HERE = Path(__file__).resolve().parent
 OF_RETURNS = (
@@ -53,7 +55,8 @@ def remake(folder: Path) -> None:
         experiment = read_yaml(entry / "experiment.yaml")
         _compare([entry / "evaluations.csv"], entry, OF_RETURNS, entry.name, experiment.get("returns"))
         if (entry / "theory_bias.csv").exists():
-            drawing.save(partial(over_training.draw, entry), entry / "theory")
+            methods = dict.fromkeys(row["method"] for row in rows(entry / "evaluations.csv"))
+            drawing.save(partial(over_training.draw, measured(entry), methods), entry / "theory")
         for script in sorted(entry.glob("*.py")):
             runpy.run_path(str(script), run_name="__main__")
         _fill(entry)
@@ -102,11 +105,8 @@ def grouped(table: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[R
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[object]], names: int = 2) -> Lines:
-    """A table in Markdown, whose first columns are names and the others numbers."""
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'|'.join([':--'] * names + ['--:'] * (len(head) - names))}|"
-    for cells in body:
-        yield f"| {' | '.join(map(str, cells))} |"
+    """A table in Markdown, whose first `names` columns are names and the others numbers."""
+    yield from markdown(head, [[str(cell) for cell in row] for row in body], names)
 
 
 def number(value: float) -> str:
@@ -126,49 +126,54 @@ def comparison(folder: Path) -> Lines:
         yield line
 
 
+Means = dict[tuple[str, ...], list[tuple[int, float]]]
+"""By task, method and seed: the on-policy steps and the mean return of each evaluation"""
+
+
+def means(folder: Path) -> Means:
+    """The mean returns of an entry."""
+    return {
+        (curve.task, curve.method, str(seed)): list(zip(map(int, curve.steps), map(float, of_seed), strict=True))
+        for curve in curves(read_evaluations([folder / "evaluations.csv"]))
+        for seed, of_seed in zip(curve.seeds, curve.returns, strict=True)
+    }
+
+
+def named_returns(folder: Path) -> dict[tuple[str, ...], list[Row]]:
+    """The rows of steps_to_return.csv whose return the experiment names, by task, return and method."""
+    named = (row for row in rows(folder / "steps_to_return.csv") if not row["share"])
+    return grouped(named, "task", "return", "method")
+
+
 def reached(folder: Path) -> Lines:
     """On-policy steps at each seed's first evaluation at or above the returns that the experiment names."""
-    best: dict[tuple[str, ...], float] = {}
-    for run, evaluations in grouped(rows(folder / "evaluations.csv"), "task", "method", "seed").items():
-        by_cycle = grouped(evaluations, "cycle").values()
-        best[run] = max(fmean(float(row["return"]) for row in episodes) for episodes in by_cycle)
-    named = [row for row in rows(folder / "steps_to_return.csv") if not row["share"]]
-    seeds = sorted({row["seed"] for row in named}, key=int)
+    evaluated, named = means(folder), named_returns(folder)
+    seeds = sorted({row["seed"] for found in named.values() for row in found}, key=int)
+
+    def cell(task: str, method: str, seed: str, steps: str | None) -> str:
+        if steps is None:
+            return "not run"
+        best = max(value for _, value in evaluated[task, method, seed])
+        return f"{int(steps):,}" if steps else f"never ({number(best)})"
+
     body = []
-    for (task, wanted, method), found in grouped(named, "task", "return", "method").items():
+    for (task, wanted, method), found in named.items():
         steps = {row["seed"]: row["on_policy_steps"] for row in found}
-        cells = [
-            "not run"
-            if seed not in steps
-            else f"{int(steps[seed]):,}"
-            if steps[seed]
-            else f"never ({number(best[task, method, seed])})"
-            for seed in seeds
-        ]
+        cells = [cell(task, method, seed, steps.get(seed)) for seed in seeds]
         body.append([task, number(float(wanted)), f"`{method}`", *cells])
     yield from table(["task", "return", "method", *(f"seed {seed}" for seed in seeds)], body, names=3)
 
 
 def kept(folder: Path) -> Lines:
     """Of the evaluations after a seed has first reached the named return, how many are below it again."""
-    means: dict[tuple[str, ...], list[tuple[int, float]]] = {}
-    for run, evaluations in grouped(rows(folder / "evaluations.csv"), "task", "method", "seed").items():
-        means[run] = [
-            (int(steps), fmean(float(row["return"]) for row in episodes))
-            for (steps,), episodes in grouped(evaluations, "on_policy_steps").items()
-        ]
-    body = []
-    named = [row for row in rows(folder / "steps_to_return.csv") if not row["share"] and row["on_policy_steps"]]
-    for (task, wanted, method), found in grouped(named, "task", "return", "method").items():
-        after = [
-            value
-            for row in found
-            for steps, value in means[task, method, row["seed"]]
-            if steps > int(row["on_policy_steps"])
-        ]
+    evaluated, body = means(folder), []
+    for (task, wanted, method), found in named_returns(folder).items():
+        first = {row["seed"]: int(row["on_policy_steps"]) for row in found if row["on_policy_steps"]}
+        after = [value for seed in first for steps, value in evaluated[task, method, seed] if steps > first[seed]]
         below = [value for value in after if value < float(wanted)]
         worst = number(min(below)) if below else "–"
-        body.append([task, number(float(wanted)), f"`{method}`", len(found), len(after), len(below), worst])
+        if first:
+            body.append([task, number(float(wanted)), f"`{method}`", len(first), len(after), len(below), worst])
     head = ["task", "return", "method", "seeds that reached it", "evaluations from then on", "below it again", "worst"]
     yield from table(head, body, names=3)
 
@@ -207,18 +212,20 @@ def phase2(folder: Path) -> Lines:
 TERMS = ("shift", "surrogate_bias", "surrogate_bias_fixed", "true_bias", "error", "spread", "bracket")
 
 
-def theory(folder: Path, since: str = "0") -> Lines:
-    """The theory's quantities on rows of model rollouts: means over the evaluations from `since` steps on and seeds."""
-    brackets = {
-        tuple(row[name] for name in ("task", "method", "seed", "cycle", "place", "phase")): row
-        for row in rows(folder / "theory_bracket.csv")
-    }
-    wanted = [
-        {**row, **{term: bracket[term] for term in ("shift", "bracket")}}
+def measured(folder: Path) -> list[Row]:
+    """The theory's quantities on rows of model rollouts: what theory_bias.csv and theory_bracket.csv say of a model."""
+    place = ("task", "method", "seed", "cycle", "place", "phase")
+    brackets = grouped(rows(folder / "theory_bracket.csv"), *place)
+    return [
+        {**brackets[tuple(row[name] for name in place)][0], **row}
         for row in rows(folder / "theory_bias.csv")
-        if row["place"] == "rollout" and int(row["on_policy_steps"]) >= int(since)
-        for bracket in [brackets[tuple(row[name] for name in ("task", "method", "seed", "cycle", "place", "phase"))]]
+        if row["place"] == "rollout"
     ]
+
+
+def theory(folder: Path, since: str = "0") -> Lines:
+    """The theory's quantities: means over the evaluations from `since` steps on and over seeds."""
+    wanted = [row for row in measured(folder) if int(row["on_policy_steps"]) >= int(since)]
     body = []
     for (task, method), found in grouped(wanted, "task", "method").items():
         phases = grouped(found, "phase")
@@ -261,20 +268,16 @@ def trigger(folder: Path) -> Lines:
     body = []
     for (task, method), checks in grouped(rows(folder / "trigger_history.csv"), "task", "method").items():
         runs = grouped(checks, "seed")
-        fired = [sum(check["fired"] == "true" for check in of_run) for of_run in runs.values()]
+        fired = [check for check in checks if check["fired"] == "true"]
+        by_seed = grouped(fired, "seed")
+        trainings = ", ".join(str(len(by_seed.get(seed, []))) for seed in runs)
         steps = median(max(int(check["on_policy_steps"]) for check in of_run) for of_run in runs.values())
-        reasons = grouped((check for check in checks if check["fired"] == "true"), "reason")
-        why = ", ".join(f"{reason}: {len(of)}" for (reason,), of in sorted(reasons.items()))
-        exceeding = [
-            float(check["estimate"])
-            for check in checks
-            if check["fired"] == "true" and float(check["estimate"]) > float(check["threshold"])
-        ]
+        why = ", ".join(f"{reason}: {len(of)}" for (reason,), of in sorted(grouped(fired, "reason").items()))
+        estimates = [float(check["estimate"]) for check in fired]
+        exceeding = [estimate for estimate in estimates if estimate > float(checks[0]["threshold"])]
         least = number(min(exceeding)) if exceeding else "–"
         threshold = number(float(checks[0]["threshold"]))
-        body.append(
-            [task, f"`{method}`", len(runs), f"{steps:,.0f}", threshold, ", ".join(map(str, fired)), why, least]
-        )
+        body.append([task, f"`{method}`", len(runs), f"{steps:,.0f}", threshold, trainings, why, least])
     head = ["task", "method", "runs", "steps", "threshold α", "trainings, by seed", "why"]
     yield from table([*head, "least estimate above α that fired"], body)
 

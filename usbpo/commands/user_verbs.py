@@ -15,6 +15,14 @@ from usbpo.errors import one_line
 from usbpo.experiment.layers import FOLDERS
 from usbpo.experiment.schema import SCHEMAS, json_schema, keys_table
 
+SomeRuns = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="TASK/METHOD/seed-N, a folder of runs, or data/results/EXPERIMENT; without it every run.",
+        show_default=False,
+    ),
+]
+
 
 def status(folder: Annotated[Path, typer.Argument(help="Folder that holds data/.", readable=False)] = Path()) -> None:
     """Show how far every run on disk is, during a run or after it."""
@@ -24,13 +32,7 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder that holds data/.
 
 
 def usage(
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="TASK/METHOD/seed-N, a folder of runs, or data/results/EXPERIMENT; without it every run.",
-            show_default=False,
-        ),
-    ] = None,
+    runs: SomeRuns = None,
     output: Annotated[
         Path | None, typer.Option(help="CSV file with a line for each stage of each run.", readable=False)
     ] = None,
@@ -232,13 +234,7 @@ def check_task(
 
 
 def tensorboard(
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="TASK/METHOD/seed-N, a folder of runs, or data/results/EXPERIMENT; without it every run.",
-            show_default=False,
-        ),
-    ] = None,
+    runs: SomeRuns = None,
     output: Annotated[
         Path, typer.Option(help="TensorBoard's log folder; each run has a folder below it.", readable=False)
     ] = Path("data/tensorboard"),

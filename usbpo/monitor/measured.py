@@ -1,16 +1,19 @@
-"""What stages took, by Snakemake's benchmark files."""
+"""What stages took, by Snakemake's benchmark files and by their own logs."""
 
 import re
 from math import isfinite
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from usbpo.artifacts import layout
 from usbpo.monitor.logs import last_lines
 from usbpo.monitor.runs import Run
 
-CPU_SECONDS = re.compile(r", (\d+\.\d+) s of CPU, ")
-"""In the last line of a stage's log (usbpo/commands/stage_verbs.py)"""
+TOOK = re.compile(
+    r"(\w+): took (\d{1,12}\.\d{1,9}) s.*, (\d{1,12}\.\d{1,9}) s of CPU, at most (\d{1,12}) MiB of memory"
+)
+"""The last line of a stage's log (usbpo/commands/stage_verbs.py)"""
 
 RECENT_CYCLES = 10
 """The time that a cycle takes is the median of this many last ones: cycles grow longer as the data grow."""
@@ -43,6 +46,20 @@ def benchmark_seconds(path: Path) -> float | None:
 
 def thread_seconds(benchmark: Path, log: Path) -> float | None:
     """Seconds that a job would have taken with one thread: those of the CPU, by its log, where they are more."""
-    wall = benchmark_seconds(benchmark)
-    said = [CPU_SECONDS.search(line) for line in last_lines(log, 1)]
-    return wall if wall is None else max([wall, *(float(found[1]) for found in said if found)])
+    wall, said = benchmark_seconds(benchmark), took(log)
+    return wall if wall is None or said is None else max(wall, said.cpu_seconds)
+
+
+class Took(NamedTuple):
+    """What a job took, as its log says."""
+
+    stage: str
+    clock_seconds: float
+    cpu_seconds: float
+    memory_mib: int
+
+
+def took(log: Path) -> Took | None:
+    """What the stage of a log took; None where it has not ended well."""
+    found = [match for line in last_lines(log, 1) if (match := TOOK.fullmatch(line))]
+    return Took(found[0][1], float(found[0][2]), float(found[0][3]), int(found[0][4])) if found else None

@@ -1,6 +1,5 @@
 """What runs have taken: time by the clock, time of CPU and memory, as the logs of their stages say."""
 
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,11 +13,8 @@ from usbpo.artifacts.files import write_text
 from usbpo.errors import UsbpoError
 from usbpo.experiment.named import NamedRun
 from usbpo.monitor.duration import duration
-from usbpo.monitor.logs import last_lines
+from usbpo.monitor.measured import Took, took
 from usbpo.report.tabular import Table as Values
-
-TOOK = re.compile(r"(\w+): took (\d+\.\d+) s.*, (\d+\.\d+) s of CPU, at most (\d+) MiB of memory")
-"""The last line of a stage's log (usbpo/commands/stage_verbs.py)"""
 
 
 class Usage(NamedTuple):
@@ -45,15 +41,13 @@ def usage(run: NamedRun) -> list[Usage]:
 
     A job that was repeated counts once: its log is of the last time.
     """
-    found: dict[str, list[tuple[float, float, int]]] = {}
-    for log in sorted(run.path(layout.LOG.replace("/{cycle}/{stage}.log", ""), 0).glob("*/*.log")):
-        said = [TOOK.fullmatch(line) for line in last_lines(log, 1)]
-        for match in filter(None, said):
-            stage, clock, cpu, memory = match.groups()
-            found.setdefault(stage, []).append((float(clock), float(cpu), int(memory)))
+    found: dict[str, list[Took]] = {}
+    logs = layout.LOG.format(task=run.task, method=run.method, seed=run.seed, cycle="*", stage="*")
+    for said in filter(None, map(took, sorted(run.root.glob(logs)))):
+        found.setdefault(said.stage, []).append(said)
     totals = []
     for stage, jobs in found.items():
-        clocks, cpus, memories = zip(*jobs, strict=True)
+        _, clocks, cpus, memories = zip(*jobs, strict=True)
         totals.append(Usage(stage, len(jobs), round(sum(clocks), 2), round(sum(cpus), 2), max(memories)))
     return sorted(totals, key=lambda each: (-each.cpu_seconds, each.stage))
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -65,10 +66,10 @@ class Page:
 
     def markdown(self) -> str:
         """As a Markdown file."""
-        lines = [f"# {self.title}", "", *_markdown(self.columns, self.rows)]
+        lines = [f"# {self.title}", "", *markdown(self.columns, self.rows)]
         lines += ["", *(f"- {remark}" for remark in self.remarks), *([""] if self.remarks else []), self.explanation]
         for part in self.further:
-            lines += ["", f"## {part.heading}", "", *_markdown(part.columns, part.rows)]
+            lines += ["", f"## {part.heading}", "", *markdown(part.columns, part.rows)]
         return "\n".join(lines) + "\n"
 
     def html(self) -> str:
@@ -82,10 +83,10 @@ class Page:
         )
 
 
-def _markdown(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    """The lines of a table; the first two columns are names, the others numbers."""
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], names: int = 2) -> list[str]:
+    """The lines of a table in Markdown; the first `names` columns are names, the others numbers."""
     head, *body = (f"| {' | '.join(cells)} |" for cells in (columns, *rows))
-    ruler = [":--"] * 2 + ["--:"] * (len(columns) - 2)
+    ruler = [":--"] * names + ["--:"] * (len(columns) - names)
     return [head, f"|{'|'.join(ruler)}|", *body]
 
 
