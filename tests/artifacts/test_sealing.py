@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.artifacts import edited, sealed
+from rich.console import Console
 
 from usbpo.agent import sac
 from usbpo.agent.sac import Agent
@@ -119,10 +120,10 @@ def test_the_seal_goes_with_the_file(name: str, artifacts: Path, tmp_path: Path)
 @pytest.mark.parametrize("name", READERS)
 def test_inspect_says_what_a_damaged_artifact_is(name: str, artifacts: Path) -> None:
     path = artifacts / name
-    print_artifact(path)
+    print_artifact(path, Console())
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UsbpoError, match="cut short or damaged"):
-        print_artifact(path)
+        print_artifact(path, Console())
 
 
 # ---- what is sealed, and yet not what it should be ---------------------------------------------------------------

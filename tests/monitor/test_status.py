@@ -299,4 +299,4 @@ def test_durations_have_one_or_two_units(seconds: float, text: str) -> None:
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsbpoError, match="nowhere: there is no such folder; name the one that holds data/"):
-        print_status(tmp_path / "nowhere")
+        print_status(tmp_path / "nowhere", Console())

@@ -1,7 +1,6 @@
 """What an artifact is, for people: the verb `usbpo inspect`."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,12 @@ from usbpo.errors import UsbpoError
 Arrays = list[tuple[str, Any]]
 
 
-def print_artifact(path: Path, console: Console | None = None) -> None:
+def print_artifact(path: Path, console: Console) -> None:
     """Print kind, task, seed, cycle, versions, parameters, and shape, type and range of every array.
 
     Raises:
         UsbpoError: the file is missing, damaged, or no artifact of this project.
     """
-    console = console or Console(width=None if sys.stdout.isatty() else 160)  # a pipe cuts no names
     require(path)
     if path.suffix == ".json":
         console.print(f"[bold]{path}[/]: metrics")

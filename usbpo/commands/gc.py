@@ -5,7 +5,6 @@ collected here: it was killed, a single artifact was asked for, or the runs were
 """
 
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -101,9 +100,7 @@ def _is_broken_off(path: str) -> bool:
 # ---- for people --------------------------------------------------------------------------------------------------
 
 
-def collect_leftovers(
-    experiment: Path, folders: Iterable[Path], dry_run: bool, root: Path = Path(), console: Console | None = None
-) -> None:
+def collect_leftovers(experiment: Path, folders: Iterable[Path], dry_run: bool, root: Path, console: Console) -> None:
     """Delete the leftovers of an experiment's runs and print what went; with `dry_run`, print what would go.
 
     Args:
@@ -117,7 +114,6 @@ def collect_leftovers(
     plan, *others = [
         Plan(read_yaml(file), source=str(file), folders=folders) for file in _experiments(experiment, folders)
     ]
-    console = console or Console(width=None if sys.stdout.isatty() else 120)
     if not (root / "data").is_dir():
         raise UsbpoError(f"{root / 'data'}: there is no such folder; name the one that holds data/ with --folder.")
     with lifetime.alone_in(root):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from usbpo.commands.exchange import DataFolder, EnvironmentArguments, Environmen
 from usbpo.errors import one_line
 from usbpo.experiment.layers import FOLDERS
 from usbpo.experiment.schema import SCHEMAS, json_schema, keys_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SomeRuns = Annotated[
     list[str] | None,
@@ -24,11 +27,18 @@ SomeRuns = Annotated[
 ]
 
 
+def terminal(width: int = 120) -> "Console":
+    """The user's terminal, or a pipe or file as one of `width` columns, so that nothing in it is cut short."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
 def status(folder: Annotated[Path, typer.Argument(help="Folder that holds data/.", readable=False)] = Path()) -> None:
     """Show how far every run on disk is, during a run or after it."""
     from usbpo.monitor.table import print_status
 
-    print_status(folder)
+    print_status(folder, terminal())
 
 
 def usage(
@@ -42,7 +52,7 @@ def usage(
     from usbpo.experiment.named import named_runs
     from usbpo.monitor.usage import print_usage
 
-    print_usage(named_runs(runs or [], folder), output)
+    print_usage(named_runs(runs or [], folder), output, terminal())
 
 
 def inspect(
@@ -52,7 +62,7 @@ def inspect(
     from usbpo.artifacts.inspection import print_artifact
 
     for path in files:
-        print_artifact(path)
+        print_artifact(path, terminal(160))
 
 
 def verify(
@@ -149,7 +159,7 @@ def plan(
     changed = {} if scale is None else {"scale": scale}
     chosen = Plan.named(experiment, changed)
     chosen.check_files(folder)
-    print_plan(chosen, cores, folder)
+    print_plan(chosen, cores, folder, terminal())
 
 
 def publish(
@@ -185,7 +195,7 @@ def gc(
     from usbpo.commands.gc import collect_leftovers
     from usbpo.experiment.layers import experiment_file
 
-    collect_leftovers(experiment_file(experiment), FOLDERS, dry_run, folder)
+    collect_leftovers(experiment_file(experiment), FOLDERS, dry_run, folder, terminal())
 
 
 def submit(

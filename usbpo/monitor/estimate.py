@@ -6,7 +6,6 @@ what jobs of the same stage left and took on this machine before: those of the s
 method that does the same work.
 """
 
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -197,9 +196,8 @@ def _bytes_before(run: Run, root: Path) -> Iterator[Measured]:
 # ---- for people --------------------------------------------------------------------------------------------------
 
 
-def print_plan(plan: Plan, cores: int, root: Path = Path(), console: Console | None = None) -> None:
+def print_plan(plan: Plan, cores: int, root: Path, console: Console) -> None:
     """Print what an experiment will take on `cores` cores."""
-    console = console or Console(width=None if sys.stdout.isatty() else 120)
     lines = estimate(plan, root)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("task", "method"):

@@ -1,6 +1,5 @@
 """The table of runs, as `usbpo status` and the display show it."""
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -82,13 +81,12 @@ def _return_text(status: RunStatus) -> Text:
     return text
 
 
-def print_status(root: Path, console: Console | None = None, targets: Mapping[Run, Target] | None = None) -> None:
+def print_status(root: Path, console: Console, targets: Mapping[Run, Target] | None = None) -> None:
     """Print the table of every run below `root`, or one sentence where there is none.
 
     Raises:
         UsbpoError: there is no such folder.
     """
-    console = console or Console(width=None if sys.stdout.isatty() else 120)
     if not root.is_dir():
         raise UsbpoError(f"{root}: there is no such folder; name the one that holds data/.")
     statuses = read_status(root, targets)

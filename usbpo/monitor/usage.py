@@ -1,6 +1,5 @@
 """What runs have taken: time by the clock, time of CPU and memory, as the logs of their stages say."""
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -57,7 +56,7 @@ def table(runs: Iterable[tuple[NamedRun, Sequence[Usage]]]) -> Values:
     return Values(COLUMNS, [(run.task, run.method, run.seed, *of) for run, stages in runs for of in stages])
 
 
-def print_usage(runs: Sequence[NamedRun], output: Path | None = None, console: Console | None = None) -> None:
+def print_usage(runs: Sequence[NamedRun], output: Path | None, console: Console) -> None:
     """Print a line for each run, and write `table` to the file `output`, where one is given.
 
     Raises:
@@ -82,4 +81,4 @@ def print_usage(runs: Sequence[NamedRun], output: Path | None = None, console: C
             f"{max((of.memory_mib for of in stages), default=0)} MiB",
             ", ".join(dearest),
         )
-    (console or Console(width=None if sys.stdout.isatty() else 120)).print(shown)
+    console.print(shown)
