@@ -4,7 +4,7 @@ The released MBPO takes G policy updates after every real step; here a stage col
 policy (docs/algorithm.md, departures). This loop does either, in one process and from the package's own stages and
 components: `--policy-every S` takes S real steps, then S·G updates, and so on. S = 1 is the released interleaving, with
 the model trained before each F steps on the data so far; S = F is the order of the stages, and gives their very tensors
-(tests/test_lag.py).
+(tests/benchmarks/test_lag.py).
 
     python benchmarks/lag.py --task Hopper --method mbpo --steps 3000 --policy-every 1 --output lag-1.csv
 

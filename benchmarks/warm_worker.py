@@ -13,9 +13,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from usbpo.experiment.plan import Plan
+from usbpo.experiment.yaml_files import read_yaml
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-JOBS = 38
-"""Stage jobs of the test experiment: two runs, three cycles."""
+EXPERIMENT = REPOSITORY / "config/experiments/test.yaml"
+
+
+def stage_jobs() -> int:
+    """How many jobs the runs of the test experiment have."""
+    plan = Plan(read_yaml(EXPERIMENT), source=str(EXPERIMENT), folders=[REPOSITORY / "config"])
+    return sum(len(run.jobs(cycle)) for run in plan.cycles for cycle in range(plan.cycles[run] + 1))
 
 
 def seconds(warm: bool) -> float:
@@ -23,7 +31,7 @@ def seconds(warm: bool) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *("snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", folder),
-            *("--configfile", str(REPOSITORY / "config/experiments/test.yaml"), "--cores", "1", "--quiet", "all"),
+            *("--configfile", str(EXPERIMENT), "--cores", "1", "--quiet", "all"),
         ]
         started = time.perf_counter()
         subprocess.run(command, check=True, env={**os.environ, "USBPO_WARM": str(int(warm))}, capture_output=True)
@@ -37,10 +45,11 @@ def main() -> None:
     for _ in range(repetitions):
         for warm, times in found.items():
             times.append(seconds(warm))
+    jobs = stage_jobs()
     warm_time, direct_time = (statistics.median(found[way]) for way in (True, False))
-    print(f"median of {repetitions} interleaved runs of {JOBS} stage jobs on one core, start of Snakemake included")
-    print(f"warm worker  {warm_time:6.1f} s   {warm_time / JOBS:5.2f} s a job")
-    print(f"direct       {direct_time:6.1f} s   {direct_time / JOBS:5.2f} s a job")
+    print(f"median of {repetitions} interleaved runs of {jobs} stage jobs on one core, start of Snakemake included")
+    print(f"warm worker  {warm_time:6.1f} s   {warm_time / jobs:5.2f} s a job")
+    print(f"direct       {direct_time:6.1f} s   {direct_time / jobs:5.2f} s a job")
     print(f"ratio        {direct_time / warm_time:6.1f}")
 
 
