@@ -3,9 +3,11 @@
 import inspect
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,7 +156,7 @@ def test_inspect_tells_what_an_artifact_is(finished: Path, capfd: pytest.Capture
     said = said_by(capfd, "inspect", str(finished / path))
     kind, cycle, rows = KINDS[path]
     assert re.search(rf"{re.escape(Path(path).name)}: {kind}, schema {SCHEMA_VERSION}", said)
-    assert f"task test-pendulum · seed 0 · cycle {cycle}" in said
+    assert f"task test-pendulum · method {Path(path).parts[3]} · seed 0 · cycle {cycle}" in said
     assert re.search(rf"mujoco 3\.4\.0.*torch 2\..*usbpo {re.escape(usbpo.__version__)}", said)
     assert "parameters {" in said
     for row in rows:
@@ -177,6 +179,18 @@ def test_inspect_shows_metrics(finished: Path, capfd: pytest.CaptureFixture[str]
     assert '"cycle": 2' in said
     assert '"seed": 0' in said
     assert '"task": "test-pendulum"' in said
+
+
+@pytest.mark.parametrize("folder", ["data [old]", "data [/old]", "data [bold]", "a :smile: b"])
+@pytest.mark.parametrize("name", ["data/00001.h5", "00002/phase1.json"])
+def test_inspect_prints_a_path_as_it_is(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], folder: str, name: str
+) -> None:
+    path = tmp_path / folder / Path(name).name
+    path.parent.mkdir(parents=True)
+    shutil.copy(finished / OF_USBPO / name, path)
+    said = said_by(capfd, "inspect", str(path))
+    assert f"{folder}/{path.name}: " in said.replace("\n", "")
 
 
 def test_inspect_takes_several_files(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -254,3 +268,16 @@ def test_a_stage_is_given_one_thread_and_says_what_it_took(
     said = said_by(capfd, "phase1", "--data", "a.h5", *IDENTITY)
     assert re.search(r"phase1: took \d+\.\d+ s, .* of memory", said)
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(("platform", "counted"), [("linux", 300 * 2**10), ("darwin", 300 * 2**20)])
+def test_the_memory_that_a_stage_took_is_in_mebibytes_on_every_system(
+    seen: dict[str, Any],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    counted: int,
+) -> None:
+    monkeypatch.setattr(stage_verbs.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=counted))
+    monkeypatch.setattr(stage_verbs, "sys", SimpleNamespace(platform=platform), raising=False)
+    assert "at most 300 MiB of memory" in said_by(capfd, "phase1", "--data", "a.h5", *IDENTITY)

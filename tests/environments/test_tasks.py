@@ -10,7 +10,7 @@ import pytest
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from usbpo.environments.tasks import Simulator, Step
+from usbpo.environments.tasks import POLICY_SIZES, Simulator, Step
 from usbpo.errors import UsbpoError
 from usbpo.experiment.run_config import RunConfig
 
@@ -248,3 +248,18 @@ def test_lists_are_arguments_of_an_environment() -> None:
 
     assert not ends_at_once({"healthy_z_range": [0.3, 2.0]})
     assert ends_at_once({"healthy_z_range": [0.3, 1.0]}), "it begins at 1.25 m"
+
+
+@pytest.mark.parametrize("sizes", [(4, 3), (3, 1), (5, 1)])
+def test_other_sizes_than_the_tasks_are_refused_in_one_sentence(sizes: tuple[int, int]) -> None:
+    simulator = Simulator("InvertedPendulum-v5")
+    simulator.require_sizes("a {file}.h5: it", (4, 1), "import it anew")
+    obs_dim, act_dim = sizes
+    said = f"{obs_dim} observations and {act_dim} actions, but InvertedPendulum-v5 has 4 and 1; import it anew."
+    with pytest.raises(UsbpoError) as error:
+        simulator.require_sizes("a {file}.h5: it", sizes, "import it anew")
+    assert str(error.value) == f"a {{file}}.h5: it has {said}"
+    said = f"it takes {obs_dim} observations and gives {act_dim} actions, but the task has 4 and 1; anew."
+    with pytest.raises(UsbpoError) as error:
+        simulator.require_sizes("it", sizes, "anew", said=POLICY_SIZES, name="the task")
+    assert str(error.value) == said

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from helpers.workflow import FOLDERS, MBPO, RESULTS, USBPO, Job, dry_run, jobs, jobs_in, planned, snakemake
 
+from usbpo.artifacts import fingerprint
 from usbpo.artifacts.files import write_json
 from usbpo.artifacts.layout import BLOCK, SHARD
 from usbpo.artifacts.pulled import STATE_FILE
@@ -20,6 +21,7 @@ from usbpo.experiment.options import as_options
 from usbpo.experiment.plan import Plan, ranges
 from usbpo.experiment.run import Run
 from usbpo.experiment.run_config import RunConfig
+from usbpo.report.published import DATA
 
 WITH_DATA = ("phase1", "phase2", "rollout", "policy", "theory")
 """The stages that are given all of D_env."""
@@ -252,6 +254,20 @@ def test_the_results_are_told_each_run_with_its_length() -> None:
         f"{USBPO}:cycles=3:cycle_steps=30:model_every=1:evaluate_every=30:phase2=yes:triggered=no:theory=yes",
         f"{MBPO}:cycles=3:cycle_steps=30:model_every=1:evaluate_every=30:phase2=no:triggered=no:theory=yes",
     ]
+
+
+def test_results_are_drawn_again_with_other_published_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = plan_of().result_params()  # the code's own fingerprint is known from now on
+    monkeypatch.setattr(fingerprint, "PACKAGE", tmp_path)
+    with pytest.raises(UsbpoError, match=r"published_curves\.csv: the file is missing"):
+        plan_of().result_params()
+    copy = tmp_path / "report/published_curves.csv"
+    copy.parent.mkdir()
+    copy.write_bytes(DATA.read_bytes())
+    assert plan_of().result_params() == before
+    copy.write_bytes(DATA.read_bytes() + b"Hopper,sac,RajGhugare19/alm scores,9,0,1\n")
+    after = plan_of().result_params()
+    assert {name for name in before if after[name] != before[name]} == {"published"}
 
 
 def test_the_results_are_told_the_returns_of_the_experiments_own_tasks() -> None:

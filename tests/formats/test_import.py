@@ -359,6 +359,19 @@ def test_data_of_an_environment_by_another_name_are_minded(
         assert f"schedule: {{random_steps: 80, initial_data: {tmp_path / 'out.h5'}}}" in said
 
 
+@pytest.mark.parametrize(
+    "name", ["my set, v2.h5", "a: b.h5", "[old] #1.h5", 'it\'s "é".h5', "word " * 40 + ".h5", "{}.h5", "a\nb.h5"]
+)
+def test_the_keys_that_are_printed_read_back_as_the_path(
+    rows: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    output = tmp_path / name
+    write_imported(read_hdf5(write_hdf5(tmp_path / "recording.hdf5", rows)), "test-pendulum", output)
+    printed = capfd.readouterr().out.partition("config/tasks:\n")[2]
+    expected = {"random_steps": 80, "initial_data": str(output)}
+    assert yaml.safe_load(printed) == {"base": "test-pendulum", "schedule": expected}
+
+
 # ---- what collect makes of it ----------------------------------------------------------------------------------------
 
 

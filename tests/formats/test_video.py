@@ -135,6 +135,20 @@ def test_a_film_runs_in_real_time_and_is_never_larger_than_its_frame(
     assert [path.name for path in path.parent.iterdir()] == ["strip.gif"]
 
 
+def test_without_a_name_it_lies_below_the_folder_that_holds_the_run(
+    finished: Path, modules: Path, tmp_path: Path
+) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(finished / OF_USBPO / "00003", root / OF_USBPO / "00003")
+    words = ["video", USBPO, "--folder", root, "--environment", "strip:Strip-v0", "--seconds", "0.1"]
+    variables = environment(PYTHONPATH=str(modules))
+    done = subprocess.run([BIN / "usbpo", *words], env=variables, cwd=elsewhere, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (root / VIDEO).is_file()
+    assert not list(elsewhere.iterdir())
+
+
 def test_seconds_cut_the_film(finished: Path, modules: Path, tmp_path: Path) -> None:
     done = own_video(finished, modules, "strip:Strip-v0", tmp_path / "cut.gif", "--seconds", "0.2")
     assert "return 20.0 in 10 steps, the episode so far" in done.stdout, done.stderr

@@ -310,6 +310,22 @@ def test_it_does_what_the_stages_do_check_by_check(
         np.testing.assert_array_equal(getattr(kept, name), values, name)
 
 
+def test_real_data_grow_in_place(run_with: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most the rollouts of the last trainings are copied, when they are saved."""
+    run = run_with()
+    begin(run, tmp_path)
+    copied: list[int] = []
+
+    def recording(parts: list[transitions.Transitions]) -> transitions.Transitions:
+        copied.append(len(parts))
+        return concatenate(parts)
+
+    concatenate = transitions.concatenate
+    monkeypatch.setattr(transitions, "concatenate", recording)
+    advance(run, tmp_path, 1)
+    assert len(copied) == 1
+
+
 def test_the_first_check_trains_and_its_volume_is_the_reference(run_with: Callable[..., Run], tmp_path: Path) -> None:
     run = run_with(trigger__threshold=1e6)
     begin(run, tmp_path)

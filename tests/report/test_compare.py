@@ -8,6 +8,7 @@ import pytest
 from helpers.workflow import finished_workspace
 
 from usbpo.commands import cli
+from usbpo.report.evaluations import COLUMNS
 
 OF_EVALUATIONS = (
     *("final_returns.csv", "final_returns.md", "learning_curves.csv", "learning_curves.svg", "learning_curves.png"),
@@ -97,3 +98,45 @@ def test_a_run_in_two_files_is_named(results: Path, tmp_path: Path, capfd: pytes
     path = str(results / "evaluations.csv")
     assert cli.main(["compare", path, path, "--output", str(tmp_path)]) == 1
     assert "stands in a file before it, too; give it once." in capfd.readouterr().err
+
+
+def evaluations(path: Path, *seeds: dict[int, int], method: str = "usbpo") -> Path:
+    """A file of seeds that are evaluated at some cycles of 250 steps, in so many episodes each."""
+    rows = [
+        ["Pendulum", method, seed, cycle, 250 * cycle, episode, episode, float(cycle), 200]
+        for seed, cycles in enumerate(seeds)
+        for cycle, episodes in cycles.items()
+        for episode in range(episodes)
+    ]
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (({0: 1, 1: 1, 4: 1}, {0: 1, 3: 1, 4: 1}), "Pendulum/usbpo: seeds 0 and 1 are not evaluated at the"),
+        (({0: 1, 1: 1, 2: 1, 4: 1}, {0: 1, 4: 1}), "Pendulum/usbpo: seeds 0 and 1 are not evaluated at the"),
+        (({0: 1, 4: 1}, {0: 2, 4: 2}), "Pendulum/usbpo: its evaluations have 1 and 2 episodes"),
+        (({0: 1, 4: 2},), "e.csv: the evaluations of Pendulum/usbpo/seed-0 have 1 and 2 episodes"),
+    ],
+)
+def test_seeds_that_are_evaluated_otherwise_are_not_drawn_over_each_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], seeds: tuple[dict[int, int], ...], said: str
+) -> None:
+    path = evaluations(tmp_path / "e.csv", *seeds)
+    assert cli.main(["compare", str(path), "--output", str(tmp_path / "out")]) == 1
+    error = capfd.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_methods_may_be_evaluated_otherwise(tmp_path: Path) -> None:
+    often = evaluations(tmp_path / "often.csv", {0: 1, 1: 1, 2: 1, 4: 1})
+    seldom = evaluations(tmp_path / "seldom.csv", {0: 2, 3: 2, 4: 2}, method="mbpo")
+    assert cli.main(["compare", str(often), str(seldom), "--output", str(tmp_path / "out")]) == 0
+    with open(tmp_path / "out/learning_curves.csv", newline="") as file:
+        steps = [(row["method"], float(row["on_policy_steps"])) for row in csv.DictReader(file)]
+    assert steps == [("usbpo", 250 * n) for n in (0, 1, 2, 4)] + [("mbpo", 250 * n) for n in (0, 3, 4)]

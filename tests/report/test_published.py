@@ -1,7 +1,6 @@
 """Published curves: whole, exact about what may be compared, and no more than their sources give."""
 
 import csv
-import hashlib
 
 import numpy as np
 import pytest
@@ -25,11 +24,6 @@ def test_every_row_has_a_known_source_and_algorithm_and_finite_numbers() -> None
         assert row["algorithm"] in NAMES
         assert row["seed"] == "mean" or row["seed"].isdigit()
         assert np.isfinite([float(row["env_steps"]), float(row["return"])]).all()
-
-
-def test_the_code_names_the_data_so_that_results_follow_them() -> None:
-    assert hashlib.sha256(DATA.read_bytes()).hexdigest().startswith(module.DIGEST)
-    assert len(module.DIGEST) == 16
 
 
 def test_every_source_is_described() -> None:

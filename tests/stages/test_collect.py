@@ -264,6 +264,16 @@ def test_evaluation_of_another_tasks_policy_is_refused_in_one_sentence(hopper: d
     assert not (tmp_path / "out.h5").exists()
 
 
+def test_evaluation_of_a_policy_with_other_actions_alone_is_refused_in_one_sentence(
+    make_agent: Callable[..., Agent], tmp_path: Path
+) -> None:
+    path = tmp_path / "policy.safetensors"
+    make_agent(0, obs_dim=17, act_dim=3).save(path, Header(sac.KIND, "HalfCheetah", 0, 0))
+    said = "takes 17 observations and gives 3 actions, but HalfCheetah-v5 has 17 and 6; give a policy of this task"
+    with pytest.raises(UsbpoError, match=said):
+        evaluated(tmp_path / "out.h5", path, task="HalfCheetah", environment="HalfCheetah-v5")
+
+
 @pytest.fixture
 def diverged(hopper: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A policy whose numbers are finite and whose actions are not."""

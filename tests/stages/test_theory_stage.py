@@ -315,6 +315,18 @@ def test_rows_are_those_that_phase_1_held_out(
     assert len(seen[0]) == len(held_out) == rows / 5
 
 
+def test_each_model_is_read_once(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def recording(path: Path) -> Any:
+        read.append(path.stem)
+        return ensemble.load(path)
+
+    monkeypatch.setattr(stage, "load", recording)
+    run(files, tmp_path / "out")
+    assert sorted(read) == ["m1", "m2", "mle"]
+
+
 def test_a_model_that_does_not_say_what_it_was_trained_on_is_refused(files: Path, tmp_path: Path) -> None:
     mle = files / "mle.safetensors"
     header, model = ensemble.load(mle)

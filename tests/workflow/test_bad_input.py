@@ -259,7 +259,10 @@ WRONG: dict[tuple[str, str], list[tuple[str, str]]] = {
         (f"{OF_USBPO}/00002/model.safetensors", f"its kind is model, but policy is expected{RIGHT_FILE}"),
     ],
     ("evaluate", "--environment"): [
-        ("Hopper-v5", "the policy takes 4 observations, but Hopper-v5 has 11; give a policy of this task"),
+        (
+            "Hopper-v5",
+            "takes 4 observations and gives 1 actions, but Hopper-v5 has 11 and 3; give a policy of this task",
+        ),
     ],
     ("theory", "--policy"): [("bad/late-wide-policy.safetensors", TOO_WIDE), ("none.safetensors", NO_FILE)],
     ("theory", "--previous-model"): [("bad/hopper-model.safetensors", OF_HOPPER)],

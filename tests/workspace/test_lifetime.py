@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from usbpo.artifacts.layout import PROVENANCE
 from usbpo.errors import UsbpoError
-from usbpo.workspace import lifetime
+from usbpo.monitor.targets import read_targets
+from usbpo.workspace import lifetime, provenance
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -284,6 +286,41 @@ def test_one_waits_for_its_turn(tmp_path: Path, start: Start) -> None:
     assert select.select([second.stdout], [], [], 0.5)[0] == []
     first.kill()
     assert line(second) == "in"
+
+
+NOTES = {
+    "its place": "(root / copied.PLACE).unlink(missing_ok=True); copied.settle(root)",
+    "what was put back": "(root / pulled.STATE_FILE).unlink(missing_ok=True); provenance.restore(root)",
+    "what was asked for": "remember_targets(root, {Run(str(os.getpid()), 'M', turn): Target(1, 1)})",
+}
+
+
+@pytest.mark.parametrize("what", NOTES)
+def test_of_many_that_start_at_once_none_breaks_off_what_another_notes(tmp_path: Path, start: Start, what: str) -> None:
+    code = f"""
+        from usbpo.artifacts import pulled
+        from usbpo.monitor.targets import Run, Target, remember_targets
+        from usbpo.workspace import copied, provenance
+        os.fsync = lambda descriptor: time.sleep(0.002)  # a slow disk: they come between one another
+        root = Path(sys.argv[1])
+        lifetime.hold_workspace(root)
+        say("ready")
+        input()
+        for turn in range(25):
+            {NOTES[what]}
+        say("noted")
+        """
+    provenance.write(tmp_path / "data/runs/T/M/seed-0" / PROVENANCE, {})
+    many = [start(code, str(tmp_path)) for _ in range(4)]
+    assert [line(process) for process in many] == ["ready"] * 4
+    for process in many:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [line(process) for process in many] == ["noted"] * 4
+    if what == "what was asked for":
+        everything = {(str(process.pid), turn) for process in many for turn in range(25)}
+        assert {(run.task, run.seed) for run in read_targets(tmp_path)} == everything
 
 
 def test_children_of_one_that_was_killed_do_not_hold_its_names(tmp_path: Path, start: Start) -> None:

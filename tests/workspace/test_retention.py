@@ -33,7 +33,7 @@ from rich.console import Console
 
 from usbpo.artifacts import layout
 from usbpo.commands import cli
-from usbpo.commands.gc import collect_leftovers
+from usbpo.commands.gc import collect_leftovers, leftovers
 from usbpo.errors import UsbpoError
 from usbpo.experiment.plan import Plan
 from usbpo.experiment.run import Run
@@ -387,6 +387,21 @@ def test_names_of_killed_writers_go_and_those_of_living_ones_stay(workspace: Pat
         path.write_bytes(b"half")
     assert "broken off" in collect(workspace)
     assert (dead.exists(), living.exists()) == (False, True)
+
+
+def test_what_a_user_keeps_in_a_folder_of_a_run_is_no_cycle_and_stays(tmp_path: Path) -> None:
+    plan = plan_of("last", methods=["test-cmlo"])
+    (run,) = plan.cycles
+    for path in [path for cycle in range(CYCLES + 1) for path in run.artifacts(cycle)]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    before = leftovers(plan, [], tmp_path)
+    assert before
+    for folder in ("backup", "backup/00001", "99999-old", "."):
+        (tmp_path / run.folder / folder).mkdir(exist_ok=True)
+        for name in ("policy.safetensors", "policy.json", "model.safetensors"):
+            (tmp_path / run.folder / folder / name).touch()
+    assert leftovers(plan, [], tmp_path) == before
 
 
 def test_nothing_is_collected_while_a_snakemake_is_at_work(

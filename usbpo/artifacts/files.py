@@ -28,7 +28,7 @@ def writing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; flush it and move it into place when the block ends well.
 
     A reader sees the old file or the new one, never half of one. What an earlier, killed writer of the same
-    artifact left behind is removed.
+    artifact left behind is removed; so a file that several processes write needs a lock around this.
 
     Raises:
         UsbpoError: the folder cannot be made or written.

@@ -11,6 +11,9 @@ import tokenize
 from functools import cache
 from pathlib import Path
 
+from usbpo.artifacts.files import sha256
+from usbpo.errors import UsbpoError
+
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -25,6 +28,21 @@ def fingerprint(module: str) -> str:
     for name in sorted(_closure(module)):
         digest.update(f"{name}\n{_code_of(name)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def data_fingerprint(name: str) -> str:
+    """Hash of a data file of this package.
+
+    Args:
+        name: its path below the package, such as `report/published_curves.csv`.
+
+    Raises:
+        UsbpoError: it is missing.
+    """
+    path = PACKAGE / name
+    if not path.is_file():
+        raise UsbpoError(f"{path}: the file is missing; `git checkout` it or install usbpo again.")
+    return sha256(path)[:16]
 
 
 @cache

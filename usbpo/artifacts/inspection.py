@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -20,26 +21,27 @@ Arrays = list[tuple[str, Any]]
 
 
 def print_artifact(path: Path, console: Console) -> None:
-    """Print kind, task, seed, cycle, versions, parameters, and shape, type and range of every array.
+    """Print kind, task, method, seed, cycle, versions, parameters, and shape, type and range of every array.
 
     Raises:
         UsbpoError: the file is missing, damaged, or no artifact of this project.
     """
     require(path)
     if path.suffix == ".json":
-        console.print(f"[bold]{path}[/]: metrics")
+        console.print(Text.assemble((str(path), "bold"), ": metrics"))
         console.print_json(json.dumps(metrics.read(path)[0]))
         return
     if path.suffix not in (".h5", ".safetensors"):
         raise UsbpoError(f"{path}: neither .h5 nor .safetensors nor .json; name an artifact of a run.")
     header, arrays = _read_hdf5(path) if path.suffix == ".h5" else _read_safetensors(path)
-    console.print(f"[bold]{path}[/]: {header.kind}, schema {header.schema_version}")
-    console.print(f"task {header.task} · seed {header.seed} · cycle {header.cycle}")
-    console.print("versions " + ", ".join(f"{name} {number}" for name, number in header.versions.items()))
-    console.print("parameters " + json.dumps(dict(header.parameters), ensure_ascii=False))
+    # As Text: a path, name or parameter with [brackets] or :colons: is no markup.
+    console.print(Text.assemble((str(path), "bold"), f": {header.kind}, schema {header.schema_version}"))
+    console.print(Text(f"task {header.task} · method {header.method} · seed {header.seed} · cycle {header.cycle}"))
+    console.print(Text("versions " + ", ".join(f"{name} {number}" for name, number in header.versions.items())))
+    console.print(Text("parameters " + json.dumps(dict(header.parameters), ensure_ascii=False)))
     table = Table("array", "type", "shape", "lowest", "highest", "mean", box=None)
     for name, values in arrays:
-        table.add_row(name, str(values.dtype), "×".join(map(str, values.shape)) or "scalar", *_range(values))
+        table.add_row(Text(name), str(values.dtype), "×".join(map(str, values.shape)) or "scalar", *_range(values))
     console.print(table)
 
 

@@ -1,5 +1,6 @@
 """Where everything lies: the paths of a run, of its cycles and of the results."""
 
+import re
 from pathlib import Path
 
 RUN = "data/runs/{task}/{method}/seed-{seed}"
@@ -46,6 +47,15 @@ def is_large(path: str) -> bool:
     return path.endswith(_LARGE)
 
 
+_IN_CYCLE = re.compile(r"data/runs/[^/]+/[^/]+/seed-[0-9]+/(?P<cycle>[0-9]{5})/[^/]+")
+
+
+def cycle_of(path: str) -> int | None:
+    """The cycle in whose folder a file lies; None for one that lies elsewhere, also in a folder that a user made."""
+    found = _IN_CYCLE.fullmatch(path)
+    return None if found is None else int(found["cycle"])
+
+
 MOST_CYCLES = 99_999
 """A cycle has five digits in a path."""
 
@@ -60,6 +70,6 @@ def runs_on_disk(root: Path) -> list[tuple[str, str, int]]:
     found = []
     for folder in (root / "data" / "runs").glob("*/*/seed-*"):
         seed = folder.name.removeprefix("seed-")
-        if seed.isdecimal() and folder.is_dir():
+        if seed.isdecimal() and folder.name == f"seed-{int(seed)}" and folder.is_dir():
             found.append((folder.parent.parent.name, folder.parent.name, int(seed)))
     return sorted(found)

@@ -76,6 +76,6 @@ def _read(path: Path, modified: int) -> dict[str, Any]:
 
 
 def write_note(root: Path, note: Mapping[str, Any]) -> None:
-    """Leave the note of all folders, unless it stands there already."""
+    """Leave the note of all folders, unless it stands there already; whoever calls it keeps others from doing so."""
     if note != note_of(root) or check_note(root):
         write_json(root / STATE_FILE, note)

@@ -49,9 +49,10 @@ def leftovers(plan: Plan, others: Iterable[Plan], root: Path) -> list[Leftover]:
     others, found = list(others), []
     for run in plan.cycles:
         there = files_of(run, root)
-        needed, end = needed_of(run, [plan, *others], there, root), last_cycle(run, there)
+        needed, end = needed_of(run, [plan, *others], there, root), last_cycle(there)
         for path in sorted(there):
-            of_run = layout.is_large(path) and path not in needed and int(path.split("/")[-2]) <= end
+            cycle = layout.cycle_of(path)
+            of_run = cycle is not None and cycle <= end and layout.is_large(path) and path not in needed
             if of_run or _is_broken_off(path):
                 found.append(Leftover(run.name, path, (root / path).stat().st_size))
     results = plan.results_folder
@@ -67,7 +68,7 @@ def needed_of(run: Run, plans: Iterable[Plan], there: set[str], root: Path) -> s
     Where the run is longer than any of them asks for, it shall also be able to go on from its end.
     """
     needed: set[str] = set()
-    asked, end = 0, last_cycle(run, there)
+    asked, end = 0, last_cycle(there)
     for plan in plans:
         if run in plan.cycles:
             asked = max(asked, plan.cycles[run])
@@ -79,10 +80,10 @@ def needed_of(run: Run, plans: Iterable[Plan], there: set[str], root: Path) -> s
     return needed
 
 
-def last_cycle(run: Run, there: set[str]) -> int:
-    """The last cycle whose policy was made; 0 where there is none."""
-    made = (path.split("/")[-2] for path in there if path.endswith(Path(layout.POLICY_METRICS).name))
-    return max((int(cycle) for cycle in made), default=0)
+def last_cycle(there: set[str]) -> int:
+    """The last cycle of a run whose policy was made, by the run's files; 0 where there is none."""
+    made = (layout.cycle_of(path) for path in there if Path(path).name == Path(layout.POLICY_METRICS).name)
+    return max((cycle for cycle in made if cycle is not None), default=0)
 
 
 def _with_inputs(run: Run, cycles: int, wanted: Iterable[str], there: set[str]) -> set[str]:

@@ -103,7 +103,7 @@ def _publishable(
         told += [f"{run.name}: {why}; left out"] if why and files else []
         if files:
             folders[run.folder] = files
-            told += _made_otherwise(run, files, root)
+            told += _made_otherwise(run, files)
         else:
             left_out.append(f"{run.name}: {why or 'nothing of it is finished'}")
     published = {name for files in folders.values() for name in files.here}
@@ -183,9 +183,9 @@ def _finished(run: Run, root: Path) -> tuple[Files | None, str]:
     return (Files(records, frozenset(here)) if here else None), why
 
 
-def _made_otherwise(run: Run, files: Files, root: Path) -> list[str]:
+def _made_otherwise(run: Run, files: Files) -> list[str]:
     """A sentence where files were made with other parameters, code or inputs than the configuration asks for now."""
-    cycles = max(int(Path(name).parent.name) for name in files.here if Path(name).parent.name.isdecimal())
+    cycles = max(layout.cycle_of(name) or 0 for name in files.here)
     records = {name: SimpleNamespace(**files.records[name]) for name in files.here}
     jobs = changed_jobs(run, cycles, files.here, records.get)
     if not jobs:
@@ -286,8 +286,8 @@ def _configuration(plans: Iterable[Plan], runs: Iterable[Run], root: Path) -> li
 
 def _what_is_left(root: Path) -> str:
     """What the user still has to do."""
-    staged = _git(root, "diff", "--cached", "--name-only", "--relative").split()
-    if not staged:
+    staged = _git(root, "diff", "--cached", "--name-only", "--relative", "-z").split("\0")
+    if not any(staged):
         return "There is nothing to commit."
     files = ", ".join(path for path in staged if path.startswith("config/"))
     return f"Now: git commit -m 'Publish …' && git push{f' (with {files})' if files else ''}"
@@ -295,4 +295,7 @@ def _what_is_left(root: Path) -> str:
 
 def _git(root: Path, *arguments: str) -> str:
     """Run git in the workspace, and return what it prints; without git there is nothing to be staged."""
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, errors="replace").stdout
+    except FileNotFoundError:
+        return ""

@@ -4,6 +4,7 @@ import inspect as introspection
 import json
 import re
 import resource
+import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -92,9 +93,8 @@ def verb(stage: str) -> Callable[..., None]:
         with threads.using(number):
             function(**arguments)
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         said = f" on {number} threads" if number > 1 else ""
-        print(f"{stage}: took {wall:.2f} s{said}, {cpu:.2f} s of CPU, at most {peak:.0f} MiB of memory")
+        print(f"{stage}: took {wall:.2f} s{said}, {cpu:.2f} s of CPU, at most {_peak_memory():.0f} MiB of memory")
 
     parameters = []
     for name, parameter in signature.parameters.items():
@@ -113,6 +113,12 @@ def verb(stage: str) -> Callable[..., None]:
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = (function.__doc__ or "").split("\n\n")[0]
     return run
+
+
+def _peak_memory() -> float:
+    """The most memory that this process has held, MiB; macOS counts bytes where Linux counts KiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _bounds(field: Any) -> Any:

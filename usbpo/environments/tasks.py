@@ -20,6 +20,10 @@ from usbpo.numerics.seeding import pack_generator, unpack_generator
 
 _INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 
+DATA_SIZES = "has {} observations and {} actions"
+POLICY_SIZES = "takes {} observations and gives {} actions"
+"""How a sentence says the sizes of data or of a model, and those of a policy"""
+
 _OWN = "state."
 """Begins the names of the arrays that an environment's own `get_state` gives."""
 
@@ -84,6 +88,26 @@ class Simulator:
             raise UsbpoError(
                 f"environment {self.name!r} cannot be restored in mid-episode, for it is no MuJoCo task and has no "
                 "get_state and set_state; give it both, or set environment.episodes to end_with_cycle."
+            )
+
+    def require_sizes(
+        self, what: str, sizes: tuple[int, int], cure: str, *, said: str = DATA_SIZES, name: str | None = None
+    ) -> None:
+        """Check that data, a model or a policy has as many observations and actions as the task.
+
+        Args:
+            what: the subject of the sentence: the file, and what in it has the sizes.
+            sizes: obs_dim and act_dim of it.
+            cure: what to do.
+            said: `DATA_SIZES` or `POLICY_SIZES`.
+            name: what the sentence calls the task; the environment's id without it.
+
+        Raises:
+            UsbpoError: it has others.
+        """
+        if sizes != (self.obs_dim, self.act_dim):
+            raise UsbpoError(
+                f"{what} {said.format(*sizes)}, but {name or self.name} has {self.obs_dim} and {self.act_dim}; {cure}."
             )
 
     def reset(self, seed: int | None = None) -> NDArray[np.float64]:

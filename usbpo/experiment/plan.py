@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from usbpo.artifacts import layout, pulled
-from usbpo.artifacts.fingerprint import fingerprint
+from usbpo.artifacts.fingerprint import data_fingerprint, fingerprint
 from usbpo.errors import UsbpoError
 from usbpo.experiment.checks import check_files
 from usbpo.experiment.experiment_config import Experiment
@@ -202,13 +202,15 @@ class Plan:
         return [f"{self.results_folder}/{name}" for name in FILES]
 
     def result_params(self) -> dict[str, Any]:
-        """What the figures and tables depend on beside their inputs: the code, and the options of `usbpo results`.
+        """What the figures and tables depend on beside their inputs.
 
-        The runs, and the returns whose first reaching is timed, as its `--runs` and `--returns` take them.
+        The code, the published curves, and the options of `usbpo results`: the runs, and the returns whose first
+        reaching is timed, as its `--runs` and `--returns` take them.
         """
         asked = self.experiment.returns
         return {
             "code": fingerprint("report.results"),
+            "published": data_fingerprint("report/published_curves.csv"),
             "experiment": self.experiment.experiment,
             "runs": [str(run.files(cycles)) for run, cycles in self.cycles.items()],
             "returns": [returns_option(task, asked[task]) for task in self.experiment.tasks if task in asked],

@@ -19,7 +19,7 @@ from PIL import Image
 from usbpo.agent import sac
 from usbpo.agent.acting import OneByOne
 from usbpo.artifacts.files import writing
-from usbpo.environments.tasks import Simulator
+from usbpo.environments.tasks import POLICY_SIZES, Simulator
 from usbpo.errors import UsbpoError
 from usbpo.numerics.optimizer import Params
 
@@ -78,11 +78,7 @@ def film(
     _, agent = sac.load(policy)
     simulator = drawn_simulator(environment, arguments)
     sizes = agent.architecture.obs_dim, agent.architecture.act_dim
-    if sizes != (simulator.obs_dim, simulator.act_dim):
-        raise UsbpoError(
-            f"{policy}: the policy takes {sizes[0]} observations and gives {sizes[1]} actions, but {environment} has "
-            f"{simulator.obs_dim} and {simulator.act_dim}; name the policy's own environment."
-        )
+    simulator.require_sizes(f"{policy}: the policy", sizes, "name the policy's own environment", said=POLICY_SIZES)
     made = film_episode(simulator, agent.actor, episode_seed, seconds)
     simulator.close()
     (write_gif if output.suffix == ".gif" else write_mp4)(made, output)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from usbpo.artifacts import hdf5, transitions
@@ -136,8 +137,17 @@ def write_imported(recorded: Recorded, task: str, output: Path) -> None:
         f"{batch.rewards.mean():.4g}, {int(batch.terminations.sum())} terminations ({keys.termination} differs in "
         f"{differing} of {terminal})\n"
         "A run begins with them whose task says, in a file of config/tasks:\n"
-        f"base: {task}\nschedule: {{random_steps: {len(batch)}, initial_data: {output}}}"
+        f"{task_keys(task, len(batch), output)}"
     )
+
+
+def task_keys(task: str, steps: int, file: Path) -> str:
+    """The YAML of a task whose runs begin with imported data, which reads back whatever the path holds."""
+    keys = {"base": task, "schedule": {"random_steps": steps, "initial_data": str(file)}}
+    # None: the inner mapping in one line, as people write it.
+    return yaml.safe_dump(
+        keys, sort_keys=False, allow_unicode=True, default_flow_style=None, width=float("inf")
+    ).rstrip()
 
 
 def check_fits(recorded: Recorded, simulator: Simulator, task: str) -> None:
@@ -147,13 +157,10 @@ def check_fits(recorded: Recorded, simulator: Simulator, task: str) -> None:
         UsbpoError: the data are of another environment, not finite in single precision, or actions exceed their bounds.
     """
     sizes = recorded.observations.shape[1], recorded.actions.shape[1]
-    if sizes != (simulator.obs_dim, simulator.act_dim):
-        longer = sizes[0] > simulator.obs_dim and sizes[1] == simulator.act_dim
-        or_else = f", or add --observations {simulator.obs_dim} if the task's are the first of these" if longer else ""
-        raise UsbpoError(
-            f"{recorded.source}: it has {sizes[0]} observations and {sizes[1]} actions, but the task {task} has "
-            f"{simulator.obs_dim} and {simulator.act_dim}; name the task of these data{or_else}."
-        )
+    longer = sizes[0] > simulator.obs_dim and sizes[1] == simulator.act_dim
+    or_else = f", or add --observations {simulator.obs_dim} if the task's are the first of these" if longer else ""
+    cure = f"name the task of these data{or_else}"
+    simulator.require_sizes(f"{recorded.source}: it", sizes, cure, name=f"the task {task}")
     low, high = simulator.low.reshape(-1), simulator.high.reshape(-1)
     slack = OVER_BOUNDS * (high - low)
     outside = np.flatnonzero(((recorded.actions < low - slack) | (recorded.actions > high + slack)).any(axis=1))

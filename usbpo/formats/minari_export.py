@@ -81,7 +81,7 @@ def export_minari(
     data = real_data(run)
     told = environment_of(run, data.headers.items(), environment, environment_arguments)
     simulator = Simulator(told[0], read_arguments(told[1]))
-    check_sizes(data, simulator)
+    simulator.require_sizes("the run", data.transitions.widths, "name the environment that it was collected in")
     episodes = [minari.data_collector.EpisodeBuffer(**episode) for episode in episodes_of(data, simulator)]
     name, versions = dataset_id(run), data.last.versions
     with writing_folder(output / name) as temporary, _datasets_in(temporary), warnings.catch_warnings():
@@ -168,20 +168,6 @@ def _imported(path: Path, header: Header) -> Mapping[str, Any] | None:
     if found is not None and not (isinstance(found, Mapping) and isinstance(found.get("source"), str)):
         raise UsbpoError(f"{path}: its header does not say from where its rows are; delete it and run again.")
     return found
-
-
-def check_sizes(data: RealData, simulator: Simulator) -> None:
-    """Check that an environment has the sizes of a run's real data.
-
-    Raises:
-        UsbpoError: it has others.
-    """
-    sizes = data.transitions.widths
-    if sizes != (simulator.obs_dim, simulator.act_dim):
-        raise UsbpoError(
-            f"the run has {sizes[0]} observations and {sizes[1]} actions, but {simulator.name} has "
-            f"{simulator.obs_dim} and {simulator.act_dim}; name the environment that it was collected in."
-        )
 
 
 def description_of(run: NamedRun, data: RealData) -> str:

@@ -18,7 +18,7 @@ from usbpo.agent import sac
 from usbpo.artifacts import checkpoints, layout
 from usbpo.artifacts.files import write_text, writing
 from usbpo.artifacts.header import Header
-from usbpo.environments.tasks import Simulator, read_arguments
+from usbpo.environments.tasks import POLICY_SIZES, Simulator, read_arguments
 from usbpo.errors import UsbpoError
 from usbpo.experiment.named import NamedRun, last_policy
 from usbpo.formats import policy_module
@@ -101,11 +101,7 @@ def export_policy(
     simulator = Simulator(name, read_arguments(arguments))
     simulator.close()
     sizes = agent.architecture.obs_dim, agent.architecture.act_dim
-    if sizes != (simulator.obs_dim, simulator.act_dim):
-        raise UsbpoError(
-            f"{checkpoint}: the policy takes {sizes[0]} observations and gives {sizes[1]} actions, but {name} "
-            f"has {simulator.obs_dim} and {simulator.act_dim}; name the policy's own environment."
-        )
+    simulator.require_sizes(f"{checkpoint}: the policy", sizes, "name the policy's own environment", said=POLICY_SIZES)
     told = {"environment": name, "environment_arguments": arguments, "method": run.method}
     header = replace(header, kind=KIND, parameters={**told, "updates": agent.updates})
     if output is None:

@@ -49,8 +49,6 @@ from usbpo.experiment.named import NamedRun
 WINDOW = 100
 """Episodes in the mean of `rollout/…`, as in Stable-Baselines3."""
 
-THEORY = layout.CYCLE + "/theory.json"
-
 Scalars = dict[str, float | None]
 """Values by tag; None where a method or cycle does not have one."""
 
@@ -292,7 +290,7 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], Scalars]] = {
     layout.PHASE1_METRICS: _phase1,
     layout.PHASE2_METRICS: _phase2,
     layout.ROLLOUT_METRICS: _rollout,
-    THEORY: _theory,
+    layout.THEORY_METRICS: _theory,
 }
 """What is read at the end of a cycle, where it is there."""
 

@@ -68,7 +68,7 @@ def video(
     if not run.has(layout.POLICY, cycle):
         raise UsbpoError(f"{policy}: there is no such policy; choose another --cycle, or none for the last.")
     if output is None:
-        output = Path(layout.VIDEO.format(**vars(run), cycle=layout.five_digits(cycle)))
+        output = run.path(layout.VIDEO, cycle)
     if output.suffix not in (".gif", ".mp4"):
         raise UsbpoError(f"{output}: its name must end in .gif or .mp4.")
     if output.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:

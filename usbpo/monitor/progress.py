@@ -66,7 +66,7 @@ class Progress:
             self._tracks[run] = _Track(found, measured_before=seconds)
         return self._tracks[run]
 
-    def job_started(self, jobid: int, rule: str, wildcards: Mapping[str, Any], now: float) -> Job:
+    def job_started(self, jobid: int, rule: str, wildcards: Mapping[str, Any], now: float) -> None:
         """Note that a job has begun."""
         run: Run | None = None
         cycle: int | None = None
@@ -84,7 +84,6 @@ class Progress:
             track.seen = True
             if rule in STAGES and rule != "evaluate" and cycle is not None:
                 self._stage_started(track, rule, cycle, now)
-        return job
 
     def _stage_started(self, track: _Track, rule: str, cycle: int, now: float) -> None:
         """A stage that makes cycle `cycle` has begun: whatever lay on disk, only the cycles before it are done."""

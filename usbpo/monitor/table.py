@@ -1,6 +1,6 @@
 """The table of runs, as `usbpo status` and the display show it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from usbpo.errors import UsbpoError
 from usbpo.monitor.duration import duration
-from usbpo.monitor.runs import Run, RunStatus, Target
+from usbpo.monitor.runs import RunStatus
 from usbpo.monitor.status import read_status
 
 DASH = "–"
@@ -81,7 +81,7 @@ def _return_text(status: RunStatus) -> Text:
     return text
 
 
-def print_status(root: Path, console: Console, targets: Mapping[Run, Target] | None = None) -> None:
+def print_status(root: Path, console: Console) -> None:
     """Print the table of every run below `root`, or one sentence where there is none.
 
     Raises:
@@ -89,7 +89,7 @@ def print_status(root: Path, console: Console, targets: Mapping[Run, Target] | N
     """
     if not root.is_dir():
         raise UsbpoError(f"{root}: there is no such folder; name the one that holds data/.")
-    statuses = read_status(root, targets)
+    statuses = read_status(root)
     if statuses:
         console.print(render(statuses, console.width))
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from usbpo.artifacts.files import read_json, write_json
 from usbpo.errors import UsbpoError
 from usbpo.monitor.runs import Run, Target
+from usbpo.workspace.lifetime import NOTES, in_turn
 
 TARGETS = "USBPO_TARGETS"
 """The environment variable by which the Snakefile says how many cycles each run is to have (`parse_targets`)."""
@@ -49,5 +50,6 @@ def read_targets(root: Path) -> dict[Run, Target]:
 
 def remember_targets(root: Path, targets: Mapping[Run, Target]) -> None:
     """Lay `targets` over those that were remembered in `root`, for `usbpo status`."""
-    merged = {**read_targets(root), **targets}
-    write_json(root / TARGETS_FILE, {str(run): target._asdict() for run, target in merged.items()})
+    with in_turn(root / NOTES):
+        merged = {**read_targets(root), **targets}
+        write_json(root / TARGETS_FILE, {str(run): target._asdict() for run, target in merged.items()})

@@ -149,7 +149,7 @@ def _published_look(curve: PublishedCurve, style: dict[str, Look]) -> tuple[str,
     names = sorted({other.algorithm for other in published(curve.task) + related(curve.task)} - set(style))
     own = style.get(curve.algorithm)
     sources = list(dict.fromkeys(other.source for other in published(curve.task) if other.algorithm == curve.algorithm))
-    dashes = PUBLISHED_DASHES[sources.index(curve.source) % 3]
+    dashes = PUBLISHED_DASHES[sources.index(curve.source) % len(PUBLISHED_DASHES)]
     return own.faded if own else GREYS[names.index(curve.algorithm) % len(GREYS)], dashes
 
 

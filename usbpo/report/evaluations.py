@@ -86,6 +86,12 @@ def _run(path: Path, rows: Sequence[Row]) -> Run:
             f"{path}: the evaluations of {name} are not in order, each once, at the ends of cycles of one length; "
             f"{CURE}."
         )
+    episodes = sorted({len(its) for its in by_cycle.values()})
+    if len(episodes) > 1:
+        raise UsbpoError(
+            f"{path}: the evaluations of {name} have {' and '.join(map(str, episodes))} episodes, but must have "
+            f"equally many; {CURE}."
+        )
     evaluations = [
         Evaluation(
             cycle,

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from usbpo.artifacts.files import sha256
 from usbpo.errors import UsbpoError
 from usbpo.report.statistics import iqm
 
 Array = NDArray[np.float64]
 
 DATA = Path(__file__).with_name("published_curves.csv")
-DIGEST = "14c0e71daf24765c"
-"""The beginning of the data's SHA-256. By it other data make results be drawn again, and damaged ones are noticed."""
+"""Its content is one of the parameters of the results (`usbpo.experiment.plan`), so that other data draw them again."""
 
 SOURCES = {
     "4kubo/erl_lib results/main/gym": "erl_lib",
@@ -104,26 +102,32 @@ def published_yardstick(task: str) -> Yardstick | None:
 
 @cache
 def _curves() -> tuple[PublishedCurve, ...]:
+    """All curves of the data file.
+
+    Raises:
+        UsbpoError: it is missing or damaged.
+    """
     sources = list(SOURCES)
-    return tuple(sorted(_read(), key=lambda curve: (curve.task, curve.algorithm, sources.index(curve.source))))
+    try:
+        return tuple(sorted(_read(), key=lambda curve: (curve.task, curve.algorithm, sources.index(curve.source))))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UsbpoError(
+            f"{DATA}: the file is missing or damaged ({error}); `git checkout` it, install usbpo again or, if you have "
+            "changed it, mend that."
+        ) from error
 
 
 def _read() -> Iterator[PublishedCurve]:
-    """All curves of the data file; the seeds of a source share their points.
-
-    Raises:
-        UsbpoError: the file is not the one that belongs to this code.
-    """
-    if not DATA.is_file() or not sha256(DATA).startswith(DIGEST):
-        raise UsbpoError(
-            f"{DATA}: the file is missing, damaged or changed; `git checkout` it or install usbpo again or, if you "
-            "have changed it, mend DIGEST in published.py."
-        )
+    """The curves in the order of the file; the seeds of a source share their points."""
     points: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
     with DATA.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
+            if row["source"] not in SOURCES or row["algorithm"] not in NAMES:
+                raise ValueError(f"published.py does not know {row['algorithm']} of {row['source']}")
             seeds = points.setdefault((row["task"], row["algorithm"], row["source"]), {})
             seeds.setdefault(row["seed"], []).append((float(row["env_steps"]), float(row["return"])))
+    if not points:
+        raise ValueError("it holds no curve")
     for (task, algorithm, source), seeds in points.items():
         curves = np.array([sorted(curve) for curve in seeds.values()])  # (seeds, points, 2)
         yield PublishedCurve(

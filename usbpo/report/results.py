@@ -33,8 +33,9 @@ def results(
         root: the folder below which data/runs lies.
 
     Raises:
-        UsbpoError: no runs, a run named twice, seeds of one method of unequal lengths, returns of a task without runs,
-            an input file that is missing, damaged or of another run, or an output folder that cannot be written.
+        UsbpoError: no runs, a run named twice, seeds of one method of unequal lengths or evaluations, returns of a task
+            without runs, an input file that is missing, damaged or of another run, or an output folder that cannot be
+            written.
     """
     _check(runs)
     _check_returns(runs, returns)
@@ -70,7 +71,8 @@ def compare(
         experiment, returns: as in `results`.
 
     Raises:
-        UsbpoError: a file cannot be used, seeds of one method are of unequal lengths, or as in `results`.
+        UsbpoError: a file cannot be used, seeds of one method are of unequal lengths or evaluations, or as in
+            `results`.
     """
     runs = read_evaluations(evaluations)
     _check([run.files for run in runs])

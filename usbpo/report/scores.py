@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from usbpo.errors import UsbpoError
 from usbpo.report import statistics
 from usbpo.report.published import SHARES, Yardstick, published_yardstick
 from usbpo.report.records import Run, grouped, on_policy_steps
@@ -124,11 +125,17 @@ class Improvement:
 
 
 def curves(runs: Iterable[Run]) -> list[Curve]:
-    """The curve of every task and method, in order of appearance."""
+    """The curve of every task and method, in order of appearance.
+
+    Raises:
+        UsbpoError: seeds of one method have other evaluations.
+    """
     return [_curve(task, method, seeds) for (task, method), seeds in grouped(runs).items()]
 
 
 def _curve(task: str, method: str, seeds: Sequence[Run]) -> Curve:
+    _check_alike(f"{task}/{method}", seeds)
+
     def of_each(statistic: Callable[[Array], float]) -> Array:
         """A statistic of the episodes of each evaluation (seeds, points)."""
         return np.array([[statistic(evaluation.returns) for evaluation in run.evaluations] for run in seeds])
@@ -143,6 +150,23 @@ def _curve(task: str, method: str, seeds: Sequence[Run]) -> Curve:
         worst=of_each(np.min).min(axis=0),
         best=of_each(np.max).max(axis=0),
     )
+
+
+def _check_alike(name: str, seeds: Sequence[Run]) -> None:
+    """Check that the evaluations of all seeds are at the same cycles and of equally many episodes."""
+    cycles = [[evaluation.cycle for evaluation in run.evaluations] for run in seeds]
+    for run, its_cycles in zip(seeds, cycles, strict=True):
+        if its_cycles != cycles[0]:
+            raise UsbpoError(
+                f"{name}: seeds {seeds[0].files.seed} and {run.files.seed} are not evaluated at the same cycles; give "
+                "seeds of one schedule."
+            )
+    episodes = sorted({len(evaluation.returns) for run in seeds for evaluation in run.evaluations})
+    if len(episodes) > 1:
+        raise UsbpoError(
+            f"{name}: its evaluations have {' and '.join(map(str, episodes))} episodes; give seeds with equally "
+            "many in each."
+        )
 
 
 def by_task(all_curves: Iterable[Curve], returns: Mapping[str, Sequence[float]] | None = None) -> list[TaskScores]:

@@ -13,7 +13,7 @@ from usbpo.agent.acting import OneByOne, check_action
 from usbpo.artifacts import lineage, transitions
 from usbpo.artifacts.header import UNNAMED, Header, parameters_of, require_same_physics
 from usbpo.artifacts.transitions import Transitions
-from usbpo.environments.tasks import Simulator, read_arguments
+from usbpo.environments.tasks import POLICY_SIZES, Simulator, read_arguments
 from usbpo.errors import UsbpoError, saying
 from usbpo.experiment.initial_data import check_imported, read_imported
 from usbpo.numerics.optimizer import Params
@@ -134,12 +134,7 @@ def read_initial_data(path: Path, simulator: Simulator, parameters: Mapping[str,
     steps = parameters["steps"]
     check_imported(path, parameters["environment"], parameters["environment_arguments"], steps)
     header, batch = read_imported(path)
-    sizes = batch.widths
-    if sizes != (simulator.obs_dim, simulator.act_dim):
-        raise UsbpoError(
-            f"{path}: it has {sizes[0]} observations and {sizes[1]} actions, but {simulator.name} has "
-            f"{simulator.obs_dim} and {simulator.act_dim}; import it anew."
-        )
+    simulator.require_sizes(f"{path}: it", batch.widths, "import it anew")
     batch = batch.rows(slice(steps))
     batch.truncations[-1] |= not batch.terminations[-1]
     return header, batch
@@ -239,11 +234,7 @@ def collect(
         policy_header, agent = sac.load(policy)
         header.takes("policy", policy, policy_header, [cycle - 1] if cycle else [])
         sizes = (agent.architecture.obs_dim, agent.architecture.act_dim)
-        if sizes != (simulator.obs_dim, simulator.act_dim):
-            raise UsbpoError(
-                f"{policy}: the policy takes {sizes[0]} observations and gives {sizes[1]} actions, but {environment} "
-                f"has {simulator.obs_dim} and {simulator.act_dim}; give a policy of this task."
-            )
+        simulator.require_sizes(f"{policy}: the policy", sizes, "give a policy of this task", said=POLICY_SIZES)
         actor = stochastic_actor(agent.actor)
     collector = Collector(simulator, seed, cycle if episodes == END_WITH_CYCLE else None)
     if previous is not None and found is not None:

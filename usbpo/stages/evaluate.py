@@ -10,7 +10,7 @@ from usbpo.agent.acting import OneByOne, check_action
 from usbpo.artifacts import evaluations
 from usbpo.artifacts.evaluations import KIND, Episodes
 from usbpo.artifacts.header import Header, other_physics, parameters_of
-from usbpo.environments.tasks import Simulator, read_arguments
+from usbpo.environments.tasks import POLICY_SIZES, Simulator, read_arguments
 from usbpo.errors import UsbpoError, saying
 from usbpo.numerics.optimizer import Params
 from usbpo.numerics.seeding import seed_sequence
@@ -71,11 +71,8 @@ def evaluate(
     if other := other_physics(policy_header):
         print(f"the policy was trained with {other}; its evaluation is that of the simulator here")
     simulator = Simulator(environment, read_arguments(environment_arguments))
-    if agent.architecture.obs_dim != simulator.obs_dim:
-        raise UsbpoError(
-            f"{policy}: the policy takes {agent.architecture.obs_dim} observations, but {environment} has "
-            f"{simulator.obs_dim}; give a policy of this task."
-        )
+    sizes = (agent.architecture.obs_dim, agent.architecture.act_dim)
+    simulator.require_sizes(f"{policy}: the policy", sizes, "give a policy of this task", said=POLICY_SIZES)
     seeds = [int(s.generate_state(1)[0]) for s in seed_sequence(seed, 0, "evaluate").spawn(episodes)]
     with saying(f"cycle {cycle}"):
         results = [evaluate_episode(simulator, agent.actor, episode_seed) for episode_seed in seeds]

@@ -256,26 +256,23 @@ def theory(
     header, real = lineage.begin(KIND, data, seed=seed, cycle=cycle, parameters=parameters)
     lineage.require_previous("--previous-model", previous_model, cycle, 1 + model_every)
     lineage.require_d_model(header, rollouts or [], cycle - 1, model_every, retained_updates)
-    mle = _model(header, "model_mle", model_mle, [cycle])
-    after = _model(header, "model", model, [cycle], like=mle) if model else mle
+    mle_header, mle = _model(header, "model_mle", model_mle, [cycle])
+    after = _model(header, "model", model, [cycle], like=mle)[1] if model else mle
     before = mle if model else None
     earlier = lineage.previous_cycles(cycle, model_every)
-    m1 = _model(header, "previous_model", previous_model, earlier, like=after) if previous_model else None
+    m1 = _model(header, "previous_model", previous_model, earlier, like=after)[1] if previous_model else None
     agent1 = _agent(header, "previous_policy", previous_policy, cycle - 1, after)
     agent2 = _agent(header, "policy", policy, cycle, after)
     check_architecture(policy, "policy", agent2.architecture, agent1.architecture)
     actor1, actor2 = agent1.actor, agent2.actor
     simulator = Simulator(environment, read_arguments(environment_arguments))
-    if (simulator.obs_dim, simulator.act_dim) != (after.architecture.obs_dim, after.architecture.act_dim):
-        raise UsbpoError(
-            f"{model_mle}: its model has {after.architecture.obs_dim} observations and {after.architecture.act_dim} "
-            f"actions, but {environment} has {simulator.obs_dim} and {simulator.act_dim}; give files of this task."
-        )
+    sizes = (after.architecture.obs_dim, after.architecture.act_dim)
+    simulator.require_sizes(f"{model_mle}: its model", sizes, "give files of this task")
     world = reconstruction(simulator)
 
     generator = torch_generator(seed, cycle, "theory")
     members = after.architecture.members
-    held_out = _held_out(model_mle, holdout_ratio, holdout_limit)
+    held_out = _held_out(model_mle, mle_header, holdout_ratio, holdout_limit)
     sets = {"holdout": real.rows(_some(held_out, rows, generator).numpy())}
     outcomes: dict[str, Array | None] = {"holdout": _outcomes(sets["holdout"])}
     if rollouts:
@@ -320,17 +317,25 @@ def theory(
     print(f"bias {_said(last['after']['true_bias'])}, bracket {_said(last['after']['bracket'])} on {last['rows']} rows")
 
 
-def _model(header: Header, name: str, path: Path, cycles: list[int], like: Ensemble | None = None) -> Ensemble:
+def _model(
+    header: Header, name: str, path: Path, cycles: list[int], like: Ensemble | None = None
+) -> tuple[Header, Ensemble]:
+    """A model with its header, which what `header` begins is made from."""
     found, ensemble = load(path)
     header.takes(name, path, found, cycles)
     if like is not None:
         check_architecture(path, "model", ensemble.architecture, like.architecture)
-    return ensemble
+    return found, ensemble
 
 
-def _held_out(path: Path, ratio: float, limit: int) -> Tensor:
-    """The rows of D_env that phase 1 held out when it made a checkpoint, in mid-cycle where a trigger decided."""
-    header, _ = load(path)
+def _held_out(path: Path, header: Header, ratio: float, limit: int) -> Tensor:
+    """The rows of D_env that phase 1 held out when it made a checkpoint, in mid-cycle where a trigger decided.
+
+    Args:
+        path: the checkpoint.
+        header: that of the checkpoint.
+        ratio, limit: share and most rows, as phase 1 held them out.
+    """
     try:
         rows, training = int(header.parameters["rows"]), int(header.parameters.get("check", header.cycle))
     except (KeyError, ValueError, TypeError) as error:

@@ -232,7 +232,7 @@ class Checks:
         with saying(f"cycle {self.header.cycle}, check {number}"):
             new = self.collector.collect(steps, stochastic_actor(actor), cycle_ends=last)
             check_finite(new, self.environment)
-        self.real = transitions.concatenate([self.real, new])
+        self.real.append(new)
         self.replay.append(new)
         if self._fires(number, new):
             self._train(number, length)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import usbpo
 from usbpo.artifacts.files import sha256, write_text
-from usbpo.workspace.lifetime import WORKSPACE
+from usbpo.workspace.lifetime import NOTES, WORKSPACE, in_turn
 from usbpo.workspace.snakemake_inside import Records
 
 PLACE = Path(".snakemake/usbpo-place")
@@ -24,6 +24,7 @@ def settle(root: Path) -> list[str]:
     A file whose content a job has recorded gets its time only if it still has that content. One that was read without
     a record of its content, because it is large, is taken for what it was. One that nothing has read is made a
     millisecond newer: older than its job's inputs if these have changed, and so that `usbpo publish` looks into it.
+    Of several that start at once, one does it and the others wait for it.
 
     Returns: a sentence where files got their times.
 
@@ -31,14 +32,15 @@ def settle(root: Path) -> list[str]:
         UsbpoError: the workspace cannot be written.
     """
     here = str((root / WORKSPACE).stat().st_ino)
-    try:
-        noted = (root / PLACE).read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        noted = ""
-    if noted == here:
-        return []
-    many = _give_times(root) if noted else 0
-    write_text(root / PLACE, here)
+    with in_turn(root / NOTES):
+        try:
+            noted = (root / PLACE).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            noted = ""
+        if noted == here:
+            return []
+        many = _give_times(root) if noted else 0
+        write_text(root / PLACE, here)
     if not many:
         return []
     return [

@@ -27,6 +27,8 @@ WORKSPACE = Path(".snakemake/usbpo.lock")
 """The file whose lock every Snakemake in a folder shares"""
 NAMES = Path(".snakemake/usbpo-names.lock")
 """The file of which each held name is a locked byte"""
+NOTES = Path(".snakemake/usbpo-notes.lock")
+"""The file whose lock is for who reads and writes what all Snakemakes in a folder note there (`in_turn`)"""
 
 _FLOCK = "hhqqi0q" if sys.platform == "linux" else "qqihh"
 """C's `struct flock`: type, whence, start, length, process; on macOS start, length, process, type, whence."""

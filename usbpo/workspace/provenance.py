@@ -20,6 +20,7 @@ from typing import Any
 from usbpo.artifacts import layout, pulled
 from usbpo.artifacts.files import sha256, writing
 from usbpo.errors import UsbpoError
+from usbpo.workspace.lifetime import NOTES, in_turn
 from usbpo.workspace.snakemake_inside import Records, check_kept, format_number
 
 VERSION = 1
@@ -155,28 +156,29 @@ def restore(root: Path, unusable: dict[str, str] | None = None) -> list[str]:
     Raises:
         UsbpoError: a provenance file cannot be used, and there is no `unusable`.
     """
-    state, said = pulled.note_of(root), pulled.check_note(root)
-    known = {str(path.parent.relative_to(root)): path for path in _provenance_files(root)}
-    for folder, path in known.items():
-        before = state.get(folder, {"sha256": None, "cycles": [], "left": []})
-        came = [cycle for cycle in before["left"] if (root / folder / layout.five_digits(cycle)).is_dir()]
-        try:
-            mark = _mark(path)
-            if mark is not None and mark == before["sha256"] and not came:
+    with in_turn(root / NOTES):
+        state, said = pulled.note_of(root), pulled.check_note(root)
+        known = {str(path.parent.relative_to(root)): path for path in _provenance_files(root)}
+        for folder, path in known.items():
+            before = state.get(folder, {"sha256": None, "cycles": [], "left": []})
+            came = [cycle for cycle in before["left"] if (root / folder / layout.five_digits(cycle)).is_dir()]
+            try:
+                mark = _mark(path)
+                if mark is not None and mark == before["sha256"] and not came:
+                    continue
+                number, entries = read(path)
+                _check(path, folder, number, entries)
+            except UsbpoError as error:
+                if unusable is None:
+                    raise
+                unusable[folder] = str(error)
                 continue
-            number, entries = read(path)
-            _check(path, folder, number, entries)
-        except UsbpoError as error:
-            if unusable is None:
-                raise
-            unusable[folder] = str(error)
-            continue
-        said += _put_back(root, path, number, entries)
-        cycles = _cycles(folder, entries)
-        absent = [cycle for cycle in cycles if not (root / folder / layout.five_digits(cycle)).is_dir()]
-        left = [cycle for cycle in absent if cycle in before["left"] or cycle not in before["cycles"]]
-        state[folder] = {"sha256": mark, "cycles": cycles, "left": left}
-    pulled.write_note(root, {folder: state[folder] for folder in state if folder in known})
+            said += _put_back(root, path, number, entries)
+            cycles = _cycles(folder, entries)
+            absent = [cycle for cycle in cycles if not (root / folder / layout.five_digits(cycle)).is_dir()]
+            left = [cycle for cycle in absent if cycle in before["left"] or cycle not in before["cycles"]]
+            state[folder] = {"sha256": mark, "cycles": cycles, "left": left}
+        pulled.write_note(root, {folder: state[folder] for folder in state if folder in known})
     return said
 
 
@@ -204,10 +206,11 @@ def _mark(path: Path) -> str | None:
 def remember(root: Path, folder: str) -> None:
     """Note that `folder`'s provenance needs not be put back, because it was made here."""
     path = root / folder / layout.PROVENANCE
-    state = pulled.note_of(root)
-    left = pulled.left_behind(root, folder)
-    state[folder] = {"sha256": sha256(path), "cycles": _cycles(folder, read(path)[1]), "left": left}
-    pulled.write_note(root, state)
+    with in_turn(root / NOTES):
+        state = pulled.note_of(root)
+        left = pulled.left_behind(root, folder)
+        state[folder] = {"sha256": sha256(path), "cycles": _cycles(folder, read(path)[1]), "left": left}
+        pulled.write_note(root, state)
 
 
 def _put_back(root: Path, path: Path, number: int, entries: Mapping[str, Entry]) -> list[str]:
