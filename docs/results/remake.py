@@ -209,6 +209,30 @@ def phase2(folder: Path) -> Lines:
     yield from table([*head, "ended by themselves"], body)
 
 
+FAILED = 1.5
+"""A training that leaves more than so many times the error on hold-out rows counts as failed"""
+
+
+def trainings(folder: Path) -> Lines:
+    """What phase 1 did to the mean squared error on hold-out rows, means over members; the first model is left out."""
+    body = []
+    for (task, method), found in grouped(rows(folder / "holdout_error.csv"), "task", "method").items():
+        by_training = grouped(found, "seed", "cycle")
+        first = {seed: min(int(cycle) for its, cycle in by_training if its == seed) for seed, _ in by_training}
+        ratios = {
+            (seed, cycle): fmean(float(row["holdout_mse"]) for row in members)
+            / fmean(float(row["holdout_mse_before"]) for row in members)
+            for (seed, cycle), members in by_training.items()
+            if int(cycle) > first[seed]
+        }
+        failed = [seed for (seed, _), ratio in ratios.items() if ratio > FAILED]
+        of_seeds = ", ".join(str(failed.count(seed)) for seed in first)
+        middle = f"{median(ratios.values()):.2f} ({min(ratios.values()):.2f} … {max(ratios.values()):.2f})"
+        body.append([task, f"`{method}`", len(first), len(ratios), middle, len(failed), of_seeds])
+    head = ["task", "method", "seeds", "trainings", "hold-out error after ÷ before: median (range)"]
+    yield from table([*head, f"more than {FAILED:g}", "of each seed"], body)
+
+
 TERMS = ("shift", "surrogate_bias", "surrogate_bias_fixed", "true_bias", "error", "spread", "bracket")
 
 
@@ -319,7 +343,7 @@ def costs(folder: Path) -> Lines:
 
 TABLES: dict[str, Callable[..., Lines]] = {
     each.__name__: each
-    for each in (comparison, reached, kept, improvement, phase2, theory, usage, trigger, loop, costs)
+    for each in (comparison, reached, kept, improvement, trainings, phase2, theory, usage, trigger, loop, costs)
 }
 """What a page can ask for, by the name in its mark"""
 

@@ -47,7 +47,15 @@ def again(remake: Callable[[Path], None], tmp_path_factory: pytest.TempPathFacto
 
 def needed(entry: Path) -> set[str]:
     """Names of the files of an entry that hold what was measured; all others are made of them."""
-    measured = {"evaluations", "usage", "theory_bias", "theory_bracket", "model_shift_and_bias", "trigger_history"}
+    measured = {
+        "evaluations",
+        "usage",
+        "theory_bias",
+        "theory_bracket",
+        "model_shift_and_bias",
+        "trigger_history",
+        "holdout_error",
+    }
     loops = {path.name for path in entry.glob("loop_*.csv")}
     return {"README.md", *(f"{name}.csv" for name in measured), *loops}
 
