@@ -266,7 +266,7 @@ def test_methods_are_compared_by_return_area_and_steps(two_methods: Path) -> Non
 def test_steps_to_a_return_are_listed_by_seed_and_empty_where_never(tmp_path: Path) -> None:
     files = [run(seed=seed) for seed in range(2)]
     read(tmp_path, files)
-    write_evaluation(tmp_path, files[1], 3, [0.0, 0.0])
+    write_evaluation(tmp_path, files[1], 3, [0.0] * 3)
     results(experiment="trial", runs=files, output=tmp_path / "out", root=tmp_path)
     rows = table(tmp_path / "out/steps_to_return.csv")
     assert [(row["seed"], row["on_policy_steps"]) for row in rows if row["share"] == "0.9"] == [
@@ -326,7 +326,7 @@ def test_each_task_has_returns_of_its_own_and_each_method_a_column(tmp_path: Pat
 def test_a_named_return_needs_no_yardstick(tmp_path: Path) -> None:
     files = run(cycles=1)
     write_run(tmp_path, files)
-    write_evaluation(tmp_path, files, 1, [-5.0, -6.0])
+    write_evaluation(tmp_path, files, 1, [-5.0, -5.5, -6.0])
     results(experiment="t", runs=[files], output=tmp_path / "out", returns={"Pendulum": [0.5]}, root=tmp_path)
     row = table(tmp_path / "out/comparison.csv")[0]
     # The untrained policy returns 1, and is never as good again.
@@ -377,7 +377,7 @@ def test_published_mbpo_sets_the_returns_to_reach(tmp_path: Path) -> None:
 def test_methods_that_learn_nothing_have_no_yardstick(tmp_path: Path) -> None:
     files = run(cycles=1)
     read(tmp_path, [files])
-    write_evaluation(tmp_path, files, 1, [-5.0, -6.0])
+    write_evaluation(tmp_path, files, 1, [-5.0, -5.5, -6.0])
     results(experiment="trial", runs=[files], output=tmp_path / "out", root=tmp_path)
     row = table(tmp_path / "out/comparison.csv")[0]
     assert (row["yardstick"], row["return_25"]) == ("", "")
@@ -413,7 +413,7 @@ def test_improvement_is_that_of_usbpo_over_each_other_method(tmp_path: Path) -> 
     runs = [run(method, seed, task=task) for task in "AB" for method in ("mbpo", "usbpo", "sac") for seed in range(2)]
     read(tmp_path, runs)
     for seed in range(2):
-        write_evaluation(tmp_path, run("usbpo", seed, task="A"), 3, [1000.0])
+        write_evaluation(tmp_path, run("usbpo", seed, task="A"), 3, [1000.0] * 3)
     results(experiment="trial", runs=runs, output=tmp_path / "out", root=tmp_path)
     rows = [r for r in table(tmp_path / "out/probability_of_improvement.csv") if r["score"] == "final"]
     assert [(row["task"], row["over"], row["probability"]) for row in rows] == [
