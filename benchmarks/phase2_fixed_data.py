@@ -34,9 +34,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import cached_property
-from math import exp, log
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any, NamedTuple
 
 import torch
@@ -596,11 +595,6 @@ def _table_over_tasks(found: dict[tuple[str, str, str], Summary]) -> str:
 def _over(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     return _ratio(geometric_mean(known) if known and len(known) == len(values) else None)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """exp of the mean logarithm."""
-    return exp(fmean(log(value) for value in values))
 
 
 def _mean(lines: Sequence[dict[str, str]], column: str) -> float:

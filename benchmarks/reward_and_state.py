@@ -13,9 +13,8 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from math import exp, log
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
 import torch
 from torch import Tensor
@@ -104,7 +103,7 @@ def table(lines: Iterable[dict[str, str]]) -> str:
 
 def _ratio(lines: Sequence[dict[str, str]], name: str) -> str:
     ratios = [float(line[f"{name}_after"]) / float(line[f"{name}_before"]) for line in lines]
-    return f"{exp(fmean(map(log, ratios))):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
+    return f"{geometric_mean(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
 
 
 def main() -> None:
