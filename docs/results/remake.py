@@ -202,11 +202,16 @@ def phase2(folder: Path) -> Lines:
     for (task, method), found in grouped(rows(folder / "model_shift_and_bias.csv"), "task", "method").items():
         ratios = [float(row["sum_after"]) / float(row["sum_before"]) for row in found if float(row["sum_before"]) > 0]
         ended = sum(row["stopped"] != "max_steps reached" for row in found)
-        middle = f"{median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
         best = number(median(float(row["best_step"]) for row in found))
-        body.append([task, f"`{method}`", len({row["seed"] for row in found}), len(found), middle, best, ended])
+        middle, seeds = median_and_range(ratios), len({row["seed"] for row in found})
+        body.append([task, f"`{method}`", seeds, len(found), middle, best, ended])
     head = ["task", "method", "seeds", "fine-tunings", "sum after ÷ before: median (range)", "best step, median"]
     yield from table([*head, "ended by themselves"], body)
+
+
+def median_and_range(ratios: Sequence[float]) -> str:
+    """The median, and the least and the largest in brackets."""
+    return f"{median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
 
 
 FAILED = 1.5
@@ -217,20 +222,20 @@ def trainings(folder: Path) -> Lines:
     """What phase 1 did to the mean squared error on hold-out rows, means over members; the first model is left out."""
     body = []
     for (task, method), found in grouped(rows(folder / "holdout_error.csv"), "task", "method").items():
-        by_training = grouped(found, "seed", "cycle")
-        first = {seed: min(int(cycle) for its, cycle in by_training if its == seed) for seed, _ in by_training}
-        ratios = {
-            (seed, cycle): fmean(float(row["holdout_mse"]) for row in members)
-            / fmean(float(row["holdout_mse_before"]) for row in members)
-            for (seed, cycle), members in by_training.items()
-            if int(cycle) > first[seed]
-        }
-        failed = [seed for (seed, _), ratio in ratios.items() if ratio > FAILED]
-        of_seeds = ", ".join(str(failed.count(seed)) for seed in first)
-        middle = f"{median(ratios.values()):.2f} ({min(ratios.values()):.2f} … {max(ratios.values()):.2f})"
-        body.append([task, f"`{method}`", len(first), len(ratios), middle, len(failed), of_seeds])
+        ratios = {}
+        for (seed,), of_seed in grouped(found, "seed").items():
+            _, *later = grouped(of_seed, "cycle").values()
+            ratios[seed] = [_mean(members, "holdout_mse") / _mean(members, "holdout_mse_before") for members in later]
+        of_all = [ratio for of_seed in ratios.values() for ratio in of_seed]
+        failed = [sum(ratio > FAILED for ratio in of_seed) for of_seed in ratios.values()]
+        by_seed = ", ".join(map(str, failed))
+        body.append([task, f"`{method}`", len(ratios), len(of_all), median_and_range(of_all), sum(failed), by_seed])
     head = ["task", "method", "seeds", "trainings", "hold-out error after ÷ before: median (range)"]
     yield from table([*head, f"more than {FAILED:g}", "of each seed"], body)
+
+
+def _mean(table: Iterable[Row], column: str) -> float:
+    return fmean(float(row[column]) for row in table)
 
 
 TERMS = ("shift", "surrogate_bias", "surrogate_bias_fixed", "true_bias", "error", "spread", "bracket")
